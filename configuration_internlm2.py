@@ -1,0 +1,126 @@
+"""Configuration of InternLM2, the language model of InternVL 1.5.
+
+The published RoPE keys (`rope_theta`, `rope_scaling`) are read here and nowhere else.
+"""
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+
+ROPE_TYPES = ("default", "linear", "dynamic")
+
+
+class InternLM2Config(PretrainedConfig):
+    """Sizes of an InternLM2; the defaults are InternLM2-Chat-20B as InternVL-Chat-V1-5 uses it.
+
+    Args:
+        vocab_size: Rows of the embedding and of the output head.
+        hidden_size: Width of the decoder.
+        intermediate_size: Width of the gated feed-forward layer.
+        num_hidden_layers: Decoder layers.
+        num_attention_heads: Query heads; must divide `hidden_size`.
+        num_key_value_heads: Key/value heads, each shared by a group of query heads; None means one per query head.
+        hidden_act: Activation of the gate.
+        max_position_embeddings: Length in tokens beyond which dynamic RoPE scaling stretches the base.
+        initializer_range: Standard deviation of freshly made weights.
+        rms_norm_eps: Epsilon of RMSNorm.
+        use_cache: Whether generation keeps keys and values by default.
+        pad_token_id: Padding token.
+        bos_token_id: Token that opens a text.
+        eos_token_id: Token that ends a text (`</s>`; a chat turn ends with `<|im_end|>`, see generation_config.json).
+        tie_word_embeddings: Whether the output head shares the embedding's weight (never in published weights).
+        bias: Whether `wqkv` and `wo` have biases.
+        rope_theta: Base of the rotary frequencies.
+        rope_scaling: None, or a dict with `"type"` (or `"rope_type"`) in `linear`, `dynamic` and a `"factor"` of at
+            least 1.
+        **kwargs: Anything else a published config.json holds; kept and saved again.
+
+    Raises:
+        ValueError: If head counts do not divide, or `rope_scaling` is not one of the forms above.
+    """
+
+    model_type = "internlm2"
+    base_config_key = "llm_config"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    # Transformers 5 makes `rope_scaling` a property over its own `rope_parameters`. Engines read the published keys,
+    # so this class keeps them as plain fields.
+    rope_scaling = None
+
+    def __init__(
+        self,
+        vocab_size: int = 92553,
+        hidden_size: int = 6144,
+        intermediate_size: int = 16384,
+        num_hidden_layers: int = 48,
+        num_attention_heads: int = 48,
+        num_key_value_heads: int | None = 8,
+        hidden_act: str = "silu",
+        max_position_embeddings: int = 32768,
+        initializer_range: float = 0.02,
+        rms_norm_eps: float = 1e-5,
+        use_cache: bool = True,
+        pad_token_id: int | None = 2,
+        bos_token_id: int | None = 1,
+        eos_token_id: int | list[int] | None = 2,
+        tie_word_embeddings: bool = False,
+        bias: bool = False,
+        rope_theta: float = 1_000_000,
+        rope_scaling: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        num_key_value_heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
+        for total, part, names in (
+            (hidden_size, num_attention_heads, "hidden_size and num_attention_heads"),
+            (num_attention_heads, num_key_value_heads, "num_attention_heads and num_key_value_heads"),
+            (hidden_size // num_attention_heads, 2, "head_dim and 2 (rotary pairs)"),
+        ):
+            if total % part:
+                raise ValueError(f"{names} are {total} and {part}; the first must be a multiple of the second.")
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_key_value_heads
+        self.hidden_act = hidden_act
+        self.max_position_embeddings = max_position_embeddings
+        self.initializer_range = initializer_range
+        self.rms_norm_eps = rms_norm_eps
+        self.use_cache = use_cache
+        self.bias = bias
+        self.rope_theta = rope_theta
+        self.rope_scaling = rope_scaling
+        # Read once, so that a wrong entry is reported where it was written.
+        _ = self.rope_type, self.rope_factor
+        super().__init__(
+            pad_token_id=pad_token_id,
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            tie_word_embeddings=tie_word_embeddings,
+            **kwargs,
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def rope_type(self) -> str:
+        """`"default"`, `"linear"` or `"dynamic"`, from either spelling of the key."""
+        scaling = self.rope_scaling or {}
+        rope_type = scaling.get("rope_type", scaling.get("type", "default"))
+        if rope_type not in ROPE_TYPES:
+            raise ValueError(
+                f"rope_scaling has type {rope_type!r}; InternLM2 knows {', '.join(map(repr, ROPE_TYPES))}."
+            )
+        return rope_type
+
+    @property
+    def rope_factor(self) -> float:
+        """How far `rope_type` stretches the positions; 1.0 without scaling."""
+        factor = (self.rope_scaling or {}).get("factor", 1.0)
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or factor < 1:
+            raise ValueError(f"rope_scaling has factor {factor!r}; expected a number of at least 1.")
+        return float(factor)

@@ -1,0 +1,142 @@
+"""Configuration of InternVL-Chat: a vision config, a language config, and how the two are joined.
+
+Reads every key of the published config.json and writes them back, so that engines keep reading the folder.
+"""
+
+import copy
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+from .configuration_intern_vit import InternVisionConfig
+from .configuration_internlm2 import InternLM2Config
+
+
+# The published tokenizers end with nine tokens: <img> </img> <IMG_CONTEXT> <quad> </quad> <ref> </ref> <box> </box>.
+IMAGE_TOKEN_FROM_END = 7
+PIXEL_SHUFFLE_VERSIONS = ("v1", "v2")
+
+
+class InternVLChatConfig(PretrainedConfig):
+    """Composes an `InternVisionConfig` and a language config (InternLM2, or any causal model Transformers knows).
+
+    Args:
+        vision_config: The vision encoder, as a dict or config; None means InternViT-6B.
+        llm_config: The language model, as a dict with `model_type` or config; None means InternLM2-20B.
+        select_layer: Which state of the vision encoder is projected: -1 the last layer's output, 0 the embeddings.
+        force_image_size: Side of a tile, in pixels; None means the vision config's.
+        downsample_ratio: 1/n, where pixel shuffle turns n×n patches into one image token; 0.5 in every release.
+        ps_version: Pixel shuffle `"v2"`, or `"v1"`, which transposes the grid (checkpoints before V1.5).
+        template: Name of the prompt format, see `chat_internvl.py`.
+        system_message: System text; None means the one that the template was trained with.
+        image_token_id: Id of `<IMG_CONTEXT>`; None means where the published tokenizers have it, seventh from the end
+            of the vocabulary. A wrong id cannot pass in silence: the count of image tokens would not fit.
+        dynamic_image_size: Whether pictures are cut into several tiles.
+        use_thumbnail: Whether the whole picture follows its tiles as one more tile.
+        min_dynamic_patch: Fewest tiles of a picture (the published name says patch).
+        max_dynamic_patch: Most tiles of a picture, thumbnail not counted.
+        pad2square: Whether pictures are padded to a square before anything else (no release does).
+        use_backbone_lora: Kept for engines; adapters are added with PEFT.
+        use_llm_lora: Kept for engines; adapters are added with PEFT.
+        **kwargs: Anything else a published config.json holds; kept and saved again.
+
+    Raises:
+        ValueError: If `llm_config` names no model type, `downsample_ratio` is not one over a whole number, or
+            `ps_version` is unknown.
+    """
+
+    model_type = "internvl_chat"
+    is_composition = True
+    sub_configs = {"vision_config": InternVisionConfig, "llm_config": AutoConfig}
+
+    def __init__(
+        self,
+        vision_config: dict[str, Any] | PretrainedConfig | None = None,
+        llm_config: dict[str, Any] | PretrainedConfig | None = None,
+        select_layer: int = -1,
+        force_image_size: int | None = None,
+        downsample_ratio: float = 0.5,
+        ps_version: str = "v2",
+        template: str = "internlm2-chat",
+        system_message: str | None = None,
+        image_token_id: int | None = None,
+        dynamic_image_size: bool = True,
+        use_thumbnail: bool = True,
+        min_dynamic_patch: int = 1,
+        max_dynamic_patch: int = 12,
+        pad2square: bool = False,
+        use_backbone_lora: int = 0,
+        use_llm_lora: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        self.vision_config = _vision_config(vision_config)
+        self.llm_config = _llm_config(llm_config)
+        self.select_layer = select_layer
+        self.force_image_size = force_image_size
+        self.downsample_ratio = downsample_ratio
+        if ps_version not in PIXEL_SHUFFLE_VERSIONS:
+            raise ValueError(
+                f"ps_version is {ps_version!r}; known are {', '.join(map(repr, PIXEL_SHUFFLE_VERSIONS))}."
+            )
+        self.ps_version = ps_version
+        self.template = template
+        self.system_message = system_message
+        self.image_token_id = image_token_id
+        self.dynamic_image_size = dynamic_image_size
+        self.use_thumbnail = use_thumbnail
+        self.min_dynamic_patch = min_dynamic_patch
+        self.max_dynamic_patch = max_dynamic_patch
+        self.pad2square = pad2square
+        self.use_backbone_lora = use_backbone_lora
+        self.use_llm_lora = use_llm_lora
+        _ = self.downsample_factor  # a wrong ratio is reported where it was written
+        kwargs.setdefault("tie_word_embeddings", self.llm_config.tie_word_embeddings)
+        super().__init__(**kwargs)
+        if self.image_token_id is None:
+            self.image_token_id = self.llm_config.vocab_size - IMAGE_TOKEN_FROM_END
+
+    @property
+    def downsample_factor(self) -> int:
+        """Side of the square of patches that becomes one image token."""
+        factor = round(1 / self.downsample_ratio) if self.downsample_ratio else 0
+        if factor < 1 or abs(factor * self.downsample_ratio - 1) > 1e-6:
+            raise ValueError(f"downsample_ratio is {self.downsample_ratio}; expected 1/n for a whole n, such as 0.5.")
+        return factor
+
+    @property
+    def tile_size(self) -> int:
+        """Side of a tile, in pixels."""
+        return self.force_image_size or self.vision_config.image_size
+
+    @property
+    def text_config(self) -> PretrainedConfig:
+        """The language config, under the name that Transformers and some engines look for."""
+        return self.llm_config
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
+        """Return the language config, whichever end Transformers asks for."""
+        return self.llm_config
+
+
+def _vision_config(config: dict[str, Any] | PretrainedConfig | None) -> PretrainedConfig:
+    return config if isinstance(config, PretrainedConfig) else InternVisionConfig(**(config or {}))
+
+
+def _llm_config(config: dict[str, Any] | PretrainedConfig | None) -> PretrainedConfig:
+    if isinstance(config, PretrainedConfig):
+        return config
+    if config is None:
+        return InternLM2Config(rope_scaling={"type": "dynamic", "factor": 3.0})
+    config = copy.deepcopy(config)
+    # Published files say "flash_attention_2" here, which would demand flash-attn of everybody who loads them.
+    # The backend is chosen by `attn_implementation` in `from_pretrained`.
+    config.pop("attn_implementation", None)
+    model_type = config.pop("model_type", None)
+    if model_type is None:
+        raise ValueError(
+            f"llm_config has no model_type (architectures: {config.get('architectures')}). "
+            "Add the language model's type, for example 'internlm2', 'llama', 'phi3' or 'qwen2'."
+        )
+    if model_type == InternLM2Config.model_type:
+        return InternLM2Config(**config)
+    return AutoConfig.for_model(model_type, **config)

@@ -1,0 +1,380 @@
+"""InternVL-Chat: InternViT, pixel shuffle, a two-layer projector and a language model (arXiv 2404.16821, figure 3).
+
+Data flows one way: tiles → image features → token embeddings → logits. Conversations are in `chat_internvl.py`.
+Shape legend: `tiles` in the batch, `rows`/`columns` of the patch grid, `tile_tokens` image tokens of one tile,
+`batch`, `seq`, `hidden` the language model's width, `factor` the side of the square of patches behind an image token.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, Cache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple, logging
+
+from .chat_internvl import ChatMixin
+from .configuration_internvl_chat import InternVLChatConfig
+from .modeling_intern_vit import InternVisionModel
+from .modeling_internlm2 import InternLM2ForCausalLM
+from .tiling_internvl import tokens_per_tile
+
+
+logger = logging.get_logger(__name__)
+
+
+def pixel_shuffle(features: torch.Tensor, factor: int, transposed: bool = False) -> torch.Tensor:
+    """Fold each square of `factor` × `factor` patches into the channels (arXiv 2404.16821, section 3.2).
+
+    Args:
+        features: Patch features `(tiles, rows, columns, channels)`.
+        factor: Side of the square; must divide rows and columns.
+        transposed: Whether the resulting grid is transposed, as `ps_version` "v1" does.
+
+    Returns:
+        Features `(tiles, rows / factor, columns / factor, channels * factor²)`, the grid transposed if so asked.
+
+    Raises:
+        ValueError: If `factor` does not divide the grid.
+    """
+    tiles, rows, columns, channels = features.shape
+    if rows % factor or columns % factor:
+        raise ValueError(
+            f"A tile has {rows} × {columns} patches, which squares of {factor} × {factor} do not cover. "
+            f"Choose a tile size whose sides are multiples of {factor} patches."
+        )
+    features = features.reshape(tiles, rows // factor, factor, columns // factor, factor, channels)
+    features = features.permute(0, 1, 3, 2, 4, 5)  # (tiles, rows / factor, columns / factor, factor, factor, channels)
+    features = features.reshape(tiles, rows // factor, columns // factor, channels * factor**2)
+    return features.transpose(1, 2).contiguous() if transposed else features
+
+
+class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
+    """The whole model: pictures and text in, text out.
+
+    The attribute names are the checkpoint's (`vision_model`, `mlp1`, `language_model`).
+
+    Args:
+        config: The configuration.
+        vision_model: A ready vision encoder instead of a new one.
+        language_model: A ready language model instead of a new one.
+        use_flash_attn: Accepted because official clients pass it, and ignored: the attention backend is
+            `attn_implementation` in `from_pretrained`, by default PyTorch's own fused attention.
+    """
+
+    config_class = InternVLChatConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["InternVisionEmbeddings", "InternVisionEncoderLayer", "InternLM2DecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flash_attn_2 = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(
+        self,
+        config: InternVLChatConfig,
+        vision_model: PreTrainedModel | None = None,
+        language_model: PreTrainedModel | None = None,
+        use_flash_attn: bool | None = None,
+    ) -> None:
+        super().__init__(config)
+        if use_flash_attn:
+            logger.info("use_flash_attn is ignored; pass attn_implementation='flash_attention_2' to from_pretrained.")
+        self.vision_model = InternVisionModel(config.vision_config) if vision_model is None else vision_model
+        self.language_model = _build_language_model(config.llm_config) if language_model is None else language_model
+        width = config.vision_config.hidden_size * config.downsample_factor**2
+        hidden_size = config.llm_config.hidden_size
+        self.mlp1 = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
+        )
+        self.loss_type = "ForCausalLM"
+        self.post_init()
+
+    @property
+    def num_image_token(self) -> int:
+        """Image tokens of a tile of the configured size (256 for 448 pixels)."""
+        return self.num_image_tokens_of(self.config.tile_size, self.config.tile_size)
+
+    @property
+    def img_context_token_id(self) -> int:
+        """Id of `<IMG_CONTEXT>`, under the name that official clients set before they call `generate`."""
+        return self.config.image_token_id
+
+    @img_context_token_id.setter
+    def img_context_token_id(self, value: int) -> None:
+        self.config.image_token_id = value
+
+    def num_image_tokens_of(self, height: int, width: int) -> int:
+        """Return how many image tokens a tile of `height` × `width` pixels becomes."""
+        return tokens_per_tile(height, width, self.config.vision_config.patch_size, self.config.downsample_factor)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the language model's token embedding."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's token embedding."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the language model's output head."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's output head."""
+        self.language_model.set_output_embeddings(value)
+
+    def get_decoder(self) -> nn.Module:
+        """Return the language model without its head."""
+        return self.language_model.model
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Turn tiles into image tokens.
+
+        Args:
+            pixel_values: Normalised tiles `(tiles, channels, height, width)` on any device, any floating dtype.
+
+        Returns:
+            Image features `(tiles, tile_tokens, hidden)`.
+
+        Raises:
+            ValueError: If the shape does not fit the vision encoder and the pixel shuffle.
+            TypeError: If `pixel_values` are not floating point.
+        """
+        patch_size = self.config.vision_config.patch_size
+        states = self.vision_model(
+            pixel_values.to(_input_device(self.vision_model)), select_layer=self.config.select_layer
+        ).last_hidden_state
+        tiles, _, channels = states.shape
+        rows, columns = (side // patch_size for side in pixel_values.shape[-2:])
+        patches = states[:, 1:].reshape(tiles, rows, columns, channels)  # the class token is not projected
+        features = pixel_shuffle(patches, self.config.downsample_factor, transposed=self.config.ps_version == "v1")
+        return self.mlp1(
+            features.flatten(1, 2)
+        )  # (tiles, tile_tokens, channels * factor²) -> (tiles, tile_tokens, hidden)
+
+    def extract_feature(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return `get_image_features(pixel_values)`, under its official name."""
+        return self.get_image_features(pixel_values)
+
+    def embed_inputs(
+        self,
+        input_ids: torch.LongTensor,
+        pixel_values: torch.Tensor | None = None,
+        image_flags: torch.Tensor | None = None,
+        visual_features: torch.Tensor | None = None,
+        image_token_id: int | None = None,
+    ) -> torch.Tensor:
+        """Embed tokens, with image features in the places of the image tokens.
+
+        Args:
+            input_ids: Tokens `(batch, seq)`; `config.image_token_id` marks the places, row by row, tile by tile.
+            pixel_values: All tiles of the batch in order, see `get_image_features`; None for text alone.
+            image_flags: 1 for each tile that has places, 0 for a dummy, `(tiles,)` or `(tiles, 1)`; None means all 1.
+            visual_features: Ready features `(tiles, tile_tokens, hidden)` instead of `pixel_values`.
+            image_token_id: The token that marks a place; None means the config's.
+
+        Returns:
+            Embeddings `(batch, seq, hidden)`.
+
+        Raises:
+            ValueError: If the number of places is not the number of image features, or flags and tiles differ.
+        """
+        image_token_id = self.config.image_token_id if image_token_id is None else image_token_id
+        embedding = self.get_input_embeddings()
+        input_ids = input_ids.to(_input_device(embedding))
+        inputs_embeds = embedding(input_ids)
+        if pixel_values is not None and visual_features is not None:
+            raise ValueError("Give pixel_values or visual_features, not both: the features would be computed twice.")
+        if pixel_values is not None:
+            tiles = pixel_values if image_flags is None else _flagged_tiles(pixel_values, image_flags)
+            if len(tiles) == 0 and self.training:
+                # Dummy tiles alone: they keep the vision encoder in the graph, so that no other process waits for it.
+                return inputs_embeds + 0.0 * self.get_image_features(pixel_values).sum().to(inputs_embeds)
+            visual_features = self.get_image_features(tiles) if len(tiles) else None
+        if visual_features is None:
+            return inputs_embeds
+        is_image = (input_ids == image_token_id).to(inputs_embeds.device)  # (batch, seq)
+        num_places, num_features = int(is_image.sum()), visual_features.shape[:-1].numel()
+        if num_places != num_features:
+            raise ValueError(
+                f"The text has places for {num_places} image tokens (id {image_token_id}), but the pictures "
+                f"have {num_features} ({tuple(visual_features.shape[:-1])} tiles × tokens). Build both with the "
+                "processor or chat(), do not cut a prompt inside its image tokens, and check config.image_token_id."
+            )
+        return inputs_embeds.masked_scatter(is_image.unsqueeze(-1), visual_features.to(inputs_embeds))
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        image_flags: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        visual_features: torch.Tensor | None = None,
+        loss_weight: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Predict the next token at every position. The order of the first arguments is the official one.
+
+        Args:
+            pixel_values: See `embed_inputs`; None for text alone.
+            input_ids: See `embed_inputs`; or give `inputs_embeds`.
+            attention_mask: 1 for tokens, 0 for padding, `(batch, kv_seq)`.
+            position_ids: Positions `(batch, seq)`; by default they count on from the cache.
+            image_flags: See `embed_inputs`.
+            past_key_values: Cache of earlier tokens.
+            labels: Tokens to learn `(batch, seq)`, not shifted; -100 is ignored.
+            use_cache: Whether to return a cache.
+            inputs_embeds: Ready embeddings `(batch, seq, hidden)` instead of `input_ids` and pictures.
+            visual_features: See `embed_inputs`.
+            loss_weight: Weight of each label `(batch, seq)`; the loss is then their weighted mean.
+            logits_to_keep: How many last positions get logits (0: all), or the positions themselves.
+            **kwargs: Passed to the language model (`output_hidden_states`, `output_attentions`, …).
+
+        Returns:
+            `loss` if labels are given, `logits (batch, kept, vocab)`, the cache, and what was asked for.
+
+        Raises:
+            ValueError: If text and pictures do not fit, or not exactly one of ids and embeddings is given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_inputs(input_ids, pixel_values, image_flags, visual_features)
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+        return CausalLMOutputWithPast(
+            loss=self._loss(outputs.logits, labels, loss_weight, num_items_in_batch),
+            logits=outputs.logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _loss(
+        self,
+        logits: torch.Tensor,
+        labels: torch.LongTensor | None,
+        loss_weight: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor | None:
+        if labels is None:
+            return None
+        if loss_weight is None:
+            vocab_size = self.config.llm_config.vocab_size
+            return self.loss_function(logits, labels, vocab_size=vocab_size, num_items_in_batch=num_items_in_batch)
+        labels, loss_weight = labels.to(logits.device), loss_weight.to(logits.device).float()
+        losses = nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), reduction="none"
+        )
+        loss_weight = loss_weight[:, 1:].flatten()
+        return (losses * loss_weight).sum() / loss_weight.sum()
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        *,
+        pixel_values: torch.Tensor | None = None,
+        image_flags: torch.Tensor | None = None,
+        visual_features: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Continue a prompt; pictures are encoded once, before the first step.
+
+        Args:
+            input_ids: Prompt tokens `(batch, seq)`; or pass `inputs_embeds`.
+            pixel_values: See `embed_inputs`; None for text alone.
+            image_flags: See `embed_inputs`.
+            visual_features: See `embed_inputs`.
+            **kwargs: Everything that `GenerationMixin.generate` takes.
+
+        Returns:
+            What `GenerationMixin.generate` returns: prompt and new tokens `(batch, total)`, or the new tokens alone
+            when only `inputs_embeds` is given.
+
+        Raises:
+            ValueError: If text and pictures do not fit.
+        """
+        if pixel_values is not None or visual_features is not None:
+            if input_ids is None:
+                raise ValueError(
+                    "Pictures need input_ids with places for them; only embeddings or no text were given."
+                )
+            kwargs["inputs_embeds"] = self.embed_inputs(input_ids, pixel_values, image_flags, visual_features)
+        return super().generate(input_ids=input_ids, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Prepare one step; without a cache, keep the pictures' embeddings in front of the new tokens.
+
+        Transformers embeds the ids anew at every step that has no cache, which would drop the pictures in silence.
+        """
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        if inputs_embeds is not None and past_key_values is None and attention_mask is not None:
+            num_new = attention_mask.shape[1] - inputs_embeds.shape[1]
+            new_ids = input_ids[:, input_ids.shape[1] - num_new :]
+            new_embeds = self.get_input_embeddings()(new_ids).to(inputs_embeds)
+            model_inputs["inputs_embeds"] = torch.cat([inputs_embeds, new_embeds], dim=1)
+            model_inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            model_inputs["input_ids"] = None
+        return model_inputs
+
+
+def _build_language_model(config: PretrainedConfig) -> PreTrainedModel:
+    if config.model_type == InternLM2ForCausalLM.config_class.model_type:
+        return InternLM2ForCausalLM(config)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"llm_config has model_type {config.model_type!r}, for which this Transformers has no language model."
+        )
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+
+
+def _flagged_tiles(pixel_values: torch.Tensor, image_flags: torch.Tensor) -> torch.Tensor:
+    image_flags = image_flags.flatten()
+    if len(image_flags) != len(pixel_values):
+        raise ValueError(f"There are {len(image_flags)} image_flags for {len(pixel_values)} tiles; give one each.")
+    return pixel_values[(image_flags == 1).to(pixel_values.device)]
+
+
+def _input_device(module: nn.Module) -> torch.device:
+    """Return where a module computes; under CPU or disk offload its weights are elsewhere, and its hook knows."""
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(module.parameters()).device
