@@ -17,6 +17,7 @@ from .chat_internvl import ChatMixin
 from .configuration_internvl_chat import InternVLChatConfig
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
+from .prompt_internvl import prompt_format
 from .tiling_internvl import tokens_per_tile
 
 
@@ -109,6 +110,16 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
     @img_context_token_id.setter
     def img_context_token_id(self, value: int) -> None:
         self.config.image_token_id = value
+
+    @property
+    def system_message(self) -> str:
+        """The system message in use: the config's, else the one that the template was trained with."""
+        message = self.config.system_message
+        return prompt_format(self.config.template).system_message if message is None else message
+
+    @system_message.setter
+    def system_message(self, value: str | None) -> None:
+        self.config.system_message = value
 
     def num_image_tokens_of(self, height: int, width: int) -> int:
         """Return how many image tokens a tile of `height` × `width` pixels becomes."""
@@ -322,36 +333,32 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
                 raise ValueError(
                     "Pictures need input_ids with places for them; only embeddings or no text were given."
                 )
-            kwargs["inputs_embeds"] = self.embed_inputs(input_ids, pixel_values, image_flags, visual_features)
+            # Transformers decodes with a cache whenever it gets inputs_embeds, also when asked not to.
+            name = "inputs_embeds" if _wants_cache(kwargs) else "prompt_embeds"
+            kwargs[name] = self.embed_inputs(input_ids, pixel_values, image_flags, visual_features)
         return super().generate(input_ids=input_ids, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.LongTensor,
-        past_key_values: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Prepare one step; without a cache, keep the pictures' embeddings in front of the new tokens.
-
-        Transformers embeds the ids anew at every step that has no cache, which would drop the pictures in silence.
-        """
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
-        if inputs_embeds is not None and past_key_values is None and attention_mask is not None:
-            num_new = attention_mask.shape[1] - inputs_embeds.shape[1]
-            new_ids = input_ids[:, input_ids.shape[1] - num_new :]
-            new_embeds = self.get_input_embeddings()(new_ids).to(inputs_embeds)
-            model_inputs["inputs_embeds"] = torch.cat([inputs_embeds, new_embeds], dim=1)
-            model_inputs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        """Prepare one step; without a cache, every step sees the prompt's embeddings and the new tokens' again."""
+        model_inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        if prompt_embeds is not None:
+            new_embeds = self.get_input_embeddings()(input_ids[:, prompt_embeds.shape[1] :]).to(prompt_embeds)
+            model_inputs["inputs_embeds"] = torch.cat([prompt_embeds, new_embeds], dim=1)
             model_inputs["input_ids"] = None
         return model_inputs
+
+
+def _wants_cache(generate_kwargs: dict[str, Any]) -> bool:
+    use_cache = generate_kwargs.get("use_cache")
+    if use_cache is None:
+        use_cache = getattr(generate_kwargs.get("generation_config"), "use_cache", None)
+    return use_cache is not False
 
 
 def _build_language_model(config: PretrainedConfig) -> PreTrainedModel:
