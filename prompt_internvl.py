@@ -177,8 +177,8 @@ def place_images(
     if found != len(num_tiles):
         raise ValueError(
             f"The conversation has {found} {IMAGE_PLACEHOLDER} for {len(num_tiles)} picture(s) of {list(num_tiles)} "
-            f"tiles. Write {IMAGE_PLACEHOLDER} once for each picture, in history or question, and give the number of "
-            "tiles of each picture in num_patches_list."
+            f"tiles. Write {IMAGE_PLACEHOLDER} once for each picture where it stands; num_patches_list of chat() says "
+            "how many tiles each picture has."
         )
     tiles = iter(num_tiles)
     placed = [

@@ -1,0 +1,291 @@
+"""InternVL's image processor: pictures to normalised tiles for the ViT, equal to the official code bit for bit.
+
+Which grid a picture gets is decided by the tile plan, how a file or an array becomes an RGB picture by the loading file
+beside it. Here are the settings, resizing, cutting and normalising: "dynamic high resolution" of InternVL 1.5, arXiv
+2404.16821, section 3.3.
+
+Shapes: num_tiles is the number of tiles of one picture with its thumbnail, total_tiles that of all pictures of a call.
+"""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypedDict
+
+import numpy as np
+from PIL import Image
+from transformers import BaseImageProcessor, BatchFeature
+from transformers.processing_utils import Unpack
+
+from .image_loading_internvl import flatten_images, open_picture, picture_size, to_rgb
+from .tiling_internvl import TilePlan, plan_tiles
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """The settings of one call, checked.
+
+    The defaults are what the weights were trained with, and differ from the official code where that shows the model
+    something else than a person sees. `apply_exif_orientation=False, composite_alpha=False, rescale_depth=False` gives
+    the official result for every picture.
+
+    Attributes:
+        min_tiles: Smallest number of tiles of the grid.
+        max_tiles: Largest number of tiles of the grid, the thumbnail not counted: 12 in training, up to 40 in use.
+        use_thumbnail: Whether a picture of several tiles is followed by a thumbnail of the whole.
+        tile_size: Side of a tile in pixels.
+        image_mean: Mean per channel (R, G, B) of values in 0..1.
+        image_std: Standard deviation per channel (R, G, B) of values in 0..1.
+        pad2square: Pad the picture to a square in the mean colour before it is resized to its only tile, for
+            checkpoints trained so before dynamic resolution; needs `max_tiles=1`.
+        apply_exif_orientation: Turn photographs upright.
+        composite_alpha: Put transparent pictures on white instead of dropping the alpha channel.
+        rescale_depth: Scale 16-bit and float pictures by their range instead of clipping them at 255.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    min_tiles: int = 1
+    max_tiles: int = 12
+    use_thumbnail: bool = True
+    tile_size: int = 448
+    image_mean: list[float] | tuple[float, ...] = IMAGENET_MEAN
+    image_std: list[float] | tuple[float, ...] = IMAGENET_STD
+    pad2square: bool = False
+    apply_exif_orientation: bool = True
+    composite_alpha: bool = True
+    rescale_depth: bool = True
+
+    def __post_init__(self) -> None:
+        self.plan(1, 1)  # checks the limits and the tile size
+        for name in ("image_mean", "image_std"):
+            values = tuple(getattr(self, name))
+            object.__setattr__(self, name, values)  # JSON gives lists
+            if len(values) != 3 or not all(math.isfinite(value) for value in values):
+                raise ValueError(f"{name} is {values}, expected three numbers for red, green and blue.")
+        if min(self.image_std) <= 0:
+            raise ValueError(f"image_std is {self.image_std}, expected positive numbers: values are divided by them.")
+        if self.pad2square and self.max_tiles > 1:
+            raise ValueError(
+                f"pad2square makes one square tile, but max_tiles is {self.max_tiles}: "
+                "set max_tiles=1 to pad, or pad2square=False to cut the picture into tiles."
+            )
+
+    def plan(self, width: int, height: int) -> TilePlan:
+        """Plan the tiles of a picture of this size in pixels."""
+        return plan_tiles(
+            width,
+            height,
+            min_tiles=self.min_tiles,
+            max_tiles=self.max_tiles,
+            use_thumbnail=self.use_thumbnail,
+            tile_size=self.tile_size,
+        )
+
+
+# Names of Transformers' own InternVL image processor, which its users and TRL pass.
+NATIVE_NAMES = {"crop_to_patches": bool, "min_patches": int, "max_patches": int}
+
+# What `preprocessor_config.json` files of other image processors say, the published CLIP-style ones of InternVL among
+# them. Some have a meaning here, which cannot be changed; the others have none.
+FIXED_VALUES = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "resample": 3}
+IGNORED_NAMES = frozenset(
+    ("crop_size", "default_to_square", "do_center_crop", "do_pad", "image_processor_type", "rescale_factor", "size")
+)
+# Kept by Transformers' base class.
+BASE_NAMES = frozenset(("auto_map", "feature_extractor_type", "processor_class"))
+
+# Transformers reads from this which keywords belong to the image processor.
+InternVLImagesKwargs = TypedDict(
+    "InternVLImagesKwargs",
+    {field.name: field.type | None for field in fields(ImageSettings)}
+    | {name: kind | None for name, kind in NATIVE_NAMES.items()}
+    | {"input_data_format": str | None, "return_tensors": str | None},
+    total=False,
+)
+
+
+class InternVLImageProcessor(BaseImageProcessor):
+    """Turn images into tiles of 448 x 448 pixels for InternVL.
+
+    The settings are those of `ImageSettings`; each can be given here, to `from_pretrained`, and to a single call.
+    """
+
+    model_input_names = ["pixel_values"]
+    valid_kwargs = InternVLImagesKwargs
+
+    def __init__(self, **kwargs: Unpack[InternVLImagesKwargs]) -> None:
+        size = kwargs.get("size")
+        if size is not None and kwargs.get("tile_size") is None:
+            kwargs["tile_size"] = _side(size)
+        super().__init__(**{name: kwargs.pop(name) for name in BASE_NAMES & kwargs.keys()})
+        own = {name: value for name, value in kwargs.items() if name not in IGNORED_NAMES and not name.startswith("_")}
+        for name, value in asdict(_settings({}, own)).items():
+            setattr(self, name, value)
+
+    def preprocess(
+        self,
+        images: Any,
+        return_tensors: str | None = "pt",
+        input_data_format: str | None = None,
+        **kwargs: Unpack[InternVLImagesKwargs],
+    ) -> BatchFeature:
+        """Turn images into normalised tiles.
+
+        Args:
+            images: One image or a list, possibly nested (one list per sample): PIL images, paths, URLs (http, https,
+                file, data), base64 text, encoded bytes, NumPy arrays or torch tensors. Arrays are (height, width) or
+                have 1, 3 or 4 channels first or last; uint8, uint16 or float in [0, 1]. Animations give one frame.
+            return_tensors: "pt" for torch tensors, "np" or None for NumPy arrays.
+            input_data_format: "channels_first" or "channels_last" where the shape of an array leaves it open.
+            **kwargs: Settings that this call changes, see `ImageSettings`.
+
+        Returns:
+            `pixel_values` (total_tiles, 3, tile_size, tile_size), float32: for each image the tiles of its grid row by
+            row, then its thumbnail; and `num_patches` (num_images,), int64: tiles per image, thumbnail included. They
+            are named patches because Transformers' own InternVL names them so and TRL reads that name.
+
+        Raises:
+            ValueError, TypeError, OSError: If there is no image, one cannot be read, or a setting is wrong.
+        """
+        settings = self._call_settings(kwargs)
+        images = flatten_images(images)
+        if not images:
+            raise ValueError("Got no images, expected at least one: leave the call out for samples without images.")
+        names = [f"images[{index}]" for index in range(len(images))]
+        pictures = [open_picture(image, name, input_data_format) for image, name in zip(images, names, strict=True)]
+        plans = [settings.plan(*picture_size(picture, settings.apply_exif_orientation)) for picture in pictures]
+        num_patches = np.array([plan.num_tiles for plan in plans], dtype=np.int64)
+
+        table = _lookup_table(settings.image_mean, settings.image_std)
+        side = settings.tile_size
+        pixel_values = np.empty((num_patches.sum(), 3, side, side), dtype=np.float32)
+        ends = num_patches.cumsum()
+        for picture, name, plan, end in zip(pictures, names, plans, ends, strict=True):
+            rgb = to_rgb(
+                picture,
+                name,
+                apply_exif_orientation=settings.apply_exif_orientation,
+                composite_alpha=settings.composite_alpha,
+                rescale_depth=settings.rescale_depth,
+            )
+            if settings.pad2square:
+                rgb = _pad_to_square(rgb, settings.image_mean)
+            _write_tiles(rgb, plan, table, out=pixel_values[end - plan.num_tiles : end])
+        return BatchFeature({"pixel_values": pixel_values, "num_patches": num_patches}, tensor_type=return_tensors)
+
+    def plan(self, image: Any, **kwargs: Unpack[InternVLImagesKwargs]) -> TilePlan:
+        """Plan the tiles of an image without decoding it.
+
+        Args:
+            image: Size (width, height) in pixels, or any single image that `preprocess` takes.
+            **kwargs: Settings that this call changes, see `ImageSettings`.
+
+        Returns:
+            The plan by which `preprocess` cuts the image.
+        """
+        input_data_format = kwargs.pop("input_data_format", None)
+        settings = self._call_settings(kwargs)
+        if isinstance(image, tuple):
+            width, height = image
+            return settings.plan(width, height)
+        picture = open_picture(image, "image", input_data_format)
+        return settings.plan(*picture_size(picture, settings.apply_exif_orientation))
+
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
+        """Count the tiles of a picture, thumbnail included; the name is the one Transformers and vLLM call.
+
+        Args:
+            height: Height of the upright picture in pixels.
+            width: Width of the upright picture in pixels.
+            images_kwargs: Settings to change, see `ImageSettings`.
+
+        Returns:
+            Number of tiles.
+        """
+        return self.plan((width, height), **(images_kwargs or {})).num_tiles
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Open paths, URLs, base64 and bytes in place, in lists of any depth; Transformers' processors call this.
+
+        The inherited method would turn pictures to RGB before the settings for transparency and depth could apply.
+        """
+        if isinstance(image_url_or_urls, (list, tuple)):
+            return [self.fetch_images(image) for image in image_url_or_urls]
+        is_array = hasattr(image_url_or_urls, "ndim")
+        return image_url_or_urls if is_array else open_picture(image_url_or_urls, "image")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings, and with them the published keys that make CLIP's image processor fit the model."""
+        published = {"do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3}
+        return super().to_dict() | published | {"crop_size": self.tile_size, "size": self.tile_size}
+
+    def _call_settings(self, changes: dict[str, Any]) -> ImageSettings:
+        """Merge the settings of a call into those of the processor; `return_tensors` may come along."""
+        changes = {name: value for name, value in changes.items() if name != "return_tensors"}
+        return _settings({field.name: getattr(self, field.name) for field in fields(ImageSettings)}, changes)
+
+
+def _settings(current: dict[str, Any], changes: dict[str, Any]) -> ImageSettings:
+    """Apply changes, under any of their names, to current settings. None leaves a setting as it is."""
+    changes = {name: value for name, value in changes.items() if value is not None}
+    for name, value in FIXED_VALUES.items():
+        if changes.pop(name, value) != value:
+            raise ValueError(f"{name} is always {value} for InternVL's tiles: leave it out.")
+    native = {name: changes.pop(name) for name in NATIVE_NAMES if name in changes}
+    unknown = changes.keys() - {field.name for field in fields(ImageSettings)}
+    if unknown:
+        known = ", ".join(field.name for field in fields(ImageSettings))
+        raise TypeError(f"Unknown image settings {sorted(unknown)}, expected some of {known}: check the spelling.")
+    renamed = {f"{name[:4]}tiles": value for name, value in native.items() if name != "crop_to_patches"}
+    if not native.get("crop_to_patches", True):
+        renamed |= {"min_tiles": 1, "max_tiles": 1}
+    return ImageSettings(**current | renamed | changes)
+
+
+def _side(size: int | dict[str, int]) -> int:
+    """Read the tile size from the `size` of a CLIP-style config: 448, {"height": 448, ...}, {"shortest_edge": 448}."""
+    sides = set(size.values()) if isinstance(size, dict) else {size}
+    if len(sides) != 1:
+        raise ValueError(f"size is {size}, expected a square: set tile_size to the side of the model's tiles.")
+    return sides.pop()
+
+
+def _lookup_table(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Tabulate the normalised value of each channel (3) and 8-bit sample (256): shape (3, 256), float32.
+
+    A sample has only 256 values, so a table replaces three passes over all pixels. The order of the operations, each
+    rounded to float32, is that of torchvision's `ToTensor` and `Normalize`.
+    """
+    samples = np.arange(256, dtype=np.float32) / np.float32(255)
+    mean, std = np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32)
+    return (samples - mean[:, None]) / std[:, None]  # (3, 256)
+
+
+def _pad_to_square(picture: Image.Image, mean: tuple[float, ...]) -> Image.Image:
+    """Put an RGB picture in the middle of a square of the mean colour; rounded down where it cannot be the middle."""
+    width, height = picture.size
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), tuple(int(channel * 255) for channel in mean))
+    square.paste(picture, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def _write_tiles(picture: Image.Image, plan: TilePlan, table: np.ndarray, out: np.ndarray) -> None:
+    """Resize an RGB picture, cut it by the plan and write the normalised tiles to `out` (num_tiles, 3, side, side)."""
+    canvas = np.asarray(picture.resize(plan.canvas_size, Image.Resampling.BICUBIC))  # (height, width, 3)
+    tiles = [canvas[top:bottom, left:right] for left, top, right, bottom in plan.boxes]
+    if plan.has_thumbnail:
+        # Made from the picture, not from the canvas, which has other proportions.
+        tiles.append(np.asarray(picture.resize((plan.tile_size, plan.tile_size), Image.Resampling.BICUBIC)))
+    for tile, target in zip(tiles, out, strict=True):
+        for channel in range(3):
+            # Samples cannot exceed the table; "clip" only spares NumPy a buffer in which it would check them.
+            np.take(table[channel], tile[..., channel], out=target[channel], mode="clip")
+
+
+__all__ = ["InternVLImageProcessor"]

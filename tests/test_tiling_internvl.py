@@ -1,0 +1,153 @@
+import ast
+import inspect
+from collections import defaultdict
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from internvl_chat.tiling_internvl import TilePlan, allowed_grids, plan_tiles, tokens_per_tile
+
+
+def grid(width, height, **settings):
+    plan = plan_tiles(width, height, **settings)
+    return plan.columns, plan.rows
+
+
+def test_allowed_grids_in_order():
+    assert allowed_grids(1, 4) == ((1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (2, 2), (4, 1))
+    assert allowed_grids(3, 4) == ((1, 3), (3, 1), (1, 4), (2, 2), (4, 1))
+    assert allowed_grids(7, 7) == ((1, 7), (7, 1))
+
+
+@pytest.mark.parametrize(
+    ("max_tiles", "count"), [(1, 1), (2, 3), (6, 14), (12, 35), (24, 84), (40, 158), (1000, 7069)]
+)
+def test_number_of_grids(max_tiles, count):
+    grids = allowed_grids(1, max_tiles)
+    assert len(grids) == len(set(grids)) == count
+    assert allowed_grids(1, max_tiles) is grids  # cached
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((1, 1), (1, 1)),
+        ((448, 448), (1, 1)),
+        ((896, 448), (2, 1)),
+        ((448, 896), (1, 2)),
+        ((800, 1300), (2, 3)),
+        ((1300, 800), (3, 2)),
+        ((20000, 1), (12, 1)),
+        ((1, 20000), (1, 12)),
+        ((3840, 2160), (4, 2)),
+        # Half way between 1 : 1 and 4 : 3, or between 1 : 2 and 2 : 3: rounding decides, as it did in training.
+        ((7, 6), (4, 3)),
+        ((7, 12), (2, 3)),
+    ],
+)
+def test_best_grid(size, expected):
+    assert grid(*size) == expected
+
+
+def test_tie_goes_to_the_larger_grid_only_above_half_its_area():
+    # 1x1, 2x2 and 3x3 share a ratio. Half of the area of 2x2 tiles is 401408 pixels, of 3x3 tiles 903168 pixels.
+    assert grid(633, 633) == (1, 1)  # 400689 pixels
+    assert grid(634, 634) == (2, 2)  # 401956
+    assert grid(950, 950) == (2, 2)  # 902500
+    assert grid(951, 951) == (3, 3)  # 904401
+    # Half of 4x2 tiles of 2x2 pixels is 16 pixels.
+    assert grid(4, 2, max_tiles=8, tile_size=2) == (2, 1)
+    assert grid(6, 3, max_tiles=8, tile_size=2) == (4, 2)
+
+
+def test_limits_are_kept():
+    assert grid(3840, 2160, max_tiles=1) == (1, 1)
+    assert grid(3840, 2160, max_tiles=24) == (5, 3)
+    assert grid(3840, 2160, max_tiles=40) == (7, 4)
+    assert grid(10, 10, min_tiles=4) == (2, 2)
+    # With 1x1 excluded 1x2 and 2x1 are equally close to 5 : 4; half of two tiles has 200704 pixels.
+    assert grid(125, 100, min_tiles=2, max_tiles=2) == (1, 2)
+    assert grid(1250, 1000, min_tiles=2, max_tiles=2) == (2, 1)
+
+
+def test_equal_areas_never_tie():
+    """Two grids of equal area could both be closest only half way between their ratios, where a third is closer."""
+    for max_tiles in range(1, 41):
+        ratios = {Fraction(columns, rows) for columns, rows in allowed_grids(1, max_tiles)}
+        by_area = defaultdict(list)
+        for columns, rows in allowed_grids(1, max_tiles):
+            by_area[columns * rows].append(Fraction(columns, rows))
+        for candidates in by_area.values():
+            # Neighbours suffice: between two that are further apart lies a third, which is closer to their middle.
+            for narrow, wide in zip(candidates, candidates[1:], strict=False):
+                middle = (narrow + wide) / 2
+                # The margin is far beyond rounding errors, so floats cannot make a tie either.
+                assert min(abs(middle - ratio) for ratio in ratios) < (wide - narrow) / 2 - Fraction(1, 1000)
+
+
+@pytest.mark.parametrize("max_tiles", [12, 40])
+def test_official_grid_table(goldens, max_tiles):
+    numpy = pytest.importorskip("numpy")
+    table = numpy.load(goldens / "preprocess" / "grid_table.npz")
+    sizes = table["sizes"].tolist()
+    ours = [[grid(width, height, max_tiles=max_tiles) for height in sizes] for width in sizes]
+    assert ours == [[tuple(pair) for pair in row] for row in table[f"grid_max{max_tiles}"].tolist()]
+
+
+def test_plan():
+    plan = plan_tiles(800, 1300, tile_size=100)
+    assert plan == TilePlan(columns=2, rows=3, tile_size=100, has_thumbnail=True)
+    assert plan.num_tiles == 7
+    assert plan.canvas_size == (200, 300)
+    assert plan.boxes == (
+        (0, 0, 100, 100),
+        (100, 0, 200, 100),
+        (0, 100, 100, 200),
+        (100, 100, 200, 200),
+        (0, 200, 100, 300),
+        (100, 200, 200, 300),
+    )
+
+
+def test_thumbnail_only_if_wanted_and_several_tiles():
+    assert plan_tiles(896, 448).num_tiles == 3
+    assert plan_tiles(896, 448, use_thumbnail=False).num_tiles == 2
+    assert plan_tiles(448, 448).num_tiles == 1
+    assert not plan_tiles(448, 448).has_thumbnail
+
+
+def test_tokens_per_tile():
+    assert tokens_per_tile(448, 448, patch_size=14, downsample_factor=2) == 256
+    assert tokens_per_tile(448, 448, patch_size=14, downsample_factor=1) == 1024
+    assert tokens_per_tile(56, 112, patch_size=14, downsample_factor=2) == 8
+    assert tokens_per_tile(48, 16, patch_size=8, downsample_factor=2) == 3
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plan_tiles(0, 5), r"picture is 0 x 5 pixels \(width x height\), expected at least 1 x 1: leave"),
+        (lambda: plan_tiles(5, -1), "picture is 5 x -1 pixels"),
+        (lambda: plan_tiles(5, 5, tile_size=0), "tile_size is 0, expected a positive number of pixels such as 448"),
+        (lambda: plan_tiles(5, 5, min_tiles=0), "min_tiles is 0, expected at least 1: give min_tiles=1"),
+        (lambda: plan_tiles(5, 5, max_tiles=0), "max_tiles is 0, expected at least min_tiles, which is 1: raise"),
+        (lambda: allowed_grids(5, 4), "max_tiles is 4, expected at least min_tiles, which is 5: raise max_tiles or"),
+        (lambda: tokens_per_tile(448, 448, 14, 0), "downsample_factor 0, expected all of them to be at least 1"),
+        (
+            lambda: tokens_per_tile(448, 434, 14, 2),
+            r"448 x 434 pixels \(height x width\) does not divide into tokens of 28 x 28 pixels .* multiples of 28",
+        ),
+        (lambda: tokens_per_tile(450, 448, 14, 2), "450 x 448 pixels"),
+        (lambda: tokens_per_tile(42, 56, 14, 2), "42 x 56 pixels"),  # 3 patches do not pair
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_needs_only_the_standard_library():
+    source = ast.parse(Path(inspect.getsourcefile(TilePlan)).read_text(encoding="utf-8"))
+    modules = {node.module for node in ast.walk(source) if isinstance(node, ast.ImportFrom)}
+    assert modules == {"dataclasses", "functools"}
+    assert not any(isinstance(node, ast.Import) for node in ast.walk(source))

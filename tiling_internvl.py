@@ -1,0 +1,167 @@
+"""The tile plan: which grid of square tiles a picture is cut into, and how many image tokens that makes.
+
+Arithmetic on sizes only: no pixels, no tensors, nothing beyond the standard library. Resizing, cutting and normalising
+are the image processor's. The rule is "dynamic high resolution" of InternVL 1.5, arXiv 2404.16821, section 3.3.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """How one picture becomes tiles: resize it to the canvas, cut the canvas along the grid, row by row.
+
+    Attributes:
+        columns: Tiles side by side, at least 1.
+        rows: Tiles on top of each other, at least 1.
+        tile_size: Side of the square tiles in pixels.
+        has_thumbnail: Whether the whole picture, squeezed into one more tile, follows the tiles of the grid.
+    """
+
+    columns: int
+    rows: int
+    tile_size: int
+    has_thumbnail: bool
+
+    @property
+    def num_tiles(self) -> int:
+        """Number of tiles the picture becomes, the thumbnail included."""
+        return self.columns * self.rows + self.has_thumbnail
+
+    @property
+    def canvas_size(self) -> tuple[int, int]:
+        """Size (width, height) in pixels to which the picture is resized before it is cut."""
+        return self.columns * self.tile_size, self.rows * self.tile_size
+
+    @property
+    def boxes(self) -> tuple[tuple[int, int, int, int], ...]:
+        """Boxes (left, top, right, bottom) of the grid's tiles on the canvas in pixels, row by row, no thumbnail."""
+        side = self.tile_size
+        return tuple(
+            (column * side, row * side, (column + 1) * side, (row + 1) * side)
+            for row in range(self.rows)
+            for column in range(self.columns)
+        )
+
+
+@lru_cache(maxsize=64)
+def allowed_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
+    """List every grid that has between `min_tiles` and `max_tiles` tiles.
+
+    There are 35 grids of 1 to 12 tiles (training) and 158 of 1 to 40 (the largest number tried at inference). The list
+    grows like n log n, so any positive `max_tiles` is allowed; a picture then costs as many tiles as its grid has.
+
+    Args:
+        min_tiles: Smallest number of tiles, thumbnail not counted; at least 1.
+        max_tiles: Largest number of tiles, thumbnail not counted; at least `min_tiles`.
+
+    Returns:
+        Grids (columns, rows) in the order in which `plan_tiles` tries them: by number of tiles, then by columns.
+        `allowed_grids(1, 4)` is ((1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (2, 2), (4, 1)).
+
+    Raises:
+        ValueError: If `min_tiles` is not positive or `max_tiles` is below it.
+    """
+    if min_tiles < 1:
+        raise ValueError(f"min_tiles is {min_tiles}, expected at least 1: give min_tiles=1 to allow a single tile.")
+    if max_tiles < min_tiles:
+        raise ValueError(
+            f"max_tiles is {max_tiles}, expected at least min_tiles, which is {min_tiles}: "
+            "raise max_tiles or lower min_tiles."
+        )
+    grids = [
+        (columns, rows)
+        for columns in range(1, max_tiles + 1)
+        for rows in range(-(-min_tiles // columns), max_tiles // columns + 1)
+    ]
+    return tuple(sorted(grids, key=lambda grid: (grid[0] * grid[1], grid[0])))
+
+
+def plan_tiles(
+    width: int,
+    height: int,
+    *,
+    min_tiles: int = 1,
+    max_tiles: int = 12,
+    use_thumbnail: bool = True,
+    tile_size: int = 448,
+) -> TilePlan:
+    """Choose the grid for a picture: the one whose aspect ratio is closest to the picture's.
+
+    Ties are common, for 1x1, 2x2 and 3x3 have one ratio. The rule, in the order of `allowed_grids`: the first grid of
+    the smallest difference is taken, and a later one of the same difference replaces it only if the picture has more
+    than half as many pixels as that grid's canvas, `2 * width * height > tile_size**2 * columns * rows`. So no picture
+    is blown up to twice its area or more to break a tie: one of 448x448 pixels stays one tile.
+
+    A thumbnail is added if asked for and if the grid has more than one tile.
+
+    Two grids of equal area can both be closest only if `min_tiles` excludes the grids between them (1x2 and 2x1 at
+    width : height = 5 : 4, if 1x1 is not allowed). Then the wider one, being later, is taken if the picture is large
+    enough. From 1 tile up to any maximum of 40 or less no picture has such a tie, whatever its size.
+
+    Args:
+        width: Width of the picture in pixels, at least 1.
+        height: Height of the picture in pixels, at least 1.
+        min_tiles: Smallest number of tiles in the grid, at least 1.
+        max_tiles: Largest number of tiles in the grid, at least `min_tiles`; the thumbnail comes on top of it.
+        use_thumbnail: Whether a picture of several tiles gets a thumbnail.
+        tile_size: Side of a tile in pixels.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: If a size is not positive or the limits exclude every grid.
+    """
+    if width < 1 or height < 1:
+        raise ValueError(
+            f"The picture is {width} x {height} pixels (width x height), expected at least 1 x 1: "
+            "leave empty pictures out."
+        )
+    if tile_size < 1:
+        raise ValueError(f"tile_size is {tile_size}, expected a positive number of pixels such as 448.")
+
+    # The difference of ratios is rounded to a float on purpose. Where a picture lies exactly between two ratios, as
+    # 7 : 6 does between 1 : 1 and 4 : 3, rounding decides, and it decided so when the weights were trained.
+    ratio = width / height
+    best_grid, best_difference = (1, 1), float("inf")
+    for columns, rows in allowed_grids(min_tiles, max_tiles):
+        difference = abs(ratio - columns / rows)
+        is_large_enough = 2 * width * height > tile_size * tile_size * columns * rows
+        if difference < best_difference or (difference == best_difference and is_large_enough):
+            best_grid, best_difference = (columns, rows), difference
+    return TilePlan(*best_grid, tile_size=tile_size, has_thumbnail=use_thumbnail and best_grid != (1, 1))
+
+
+def tokens_per_tile(height: int, width: int, patch_size: int, downsample_factor: int) -> int:
+    """Count the image tokens that the language model sees for one tile.
+
+    The ViT makes one embedding per patch; pixel shuffle then joins each square of `downsample_factor` by
+    `downsample_factor` embeddings into one image token. 448 x 448 pixels, patches of 14 and a factor of 2 give 256.
+
+    Args:
+        height: Height of the tile in pixels.
+        width: Width of the tile in pixels.
+        patch_size: Side of a ViT patch in pixels.
+        downsample_factor: How many embeddings along each side become one token (1 / `downsample_ratio`).
+
+    Returns:
+        Number of image tokens of the tile.
+
+    Raises:
+        ValueError: If a number is not positive, or if a side is not a multiple of `patch_size * downsample_factor`.
+    """
+    if min(height, width, patch_size, downsample_factor) < 1:
+        raise ValueError(
+            f"Got height {height}, width {width}, patch_size {patch_size} and downsample_factor {downsample_factor}, "
+            "expected all of them to be at least 1: correct the sizes in the config."
+        )
+    token_size = patch_size * downsample_factor  # pixels along the side of one token
+    if height % token_size or width % token_size:
+        raise ValueError(
+            f"A tile of {height} x {width} pixels (height x width) does not divide into tokens of {token_size} x "
+            f"{token_size} pixels (patch_size {patch_size} x downsample_factor {downsample_factor}): "
+            f"use sides that are multiples of {token_size}."
+        )
+    return (height // token_size) * (width // token_size)
