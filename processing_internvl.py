@@ -3,7 +3,6 @@
 The prompt comes from the chat template; each `<image>` in it becomes the places of that image's tiles.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -235,23 +234,23 @@ class InternVLProcessor(ProcessorMixin):
         """Copy messages with every text guarded; a list of conversations alike."""
         if conversation and not isinstance(conversation[0], dict):
             return [self._guarded(one) for one in conversation]
-        contents = [message.get("content") for message in conversation]
-        items = [item for content in contents if isinstance(content, (list, tuple)) for item in content]
-        has_images = any(isinstance(item, dict) and item.get("type") == "image" for item in items)
+        contents = [_as_items(message.get("content")) for message in conversation]
+        has_images = any(item.get("type") == "image" for items in contents for item in items)
         also = (IMAGE_PLACEHOLDER,) if has_images else ()
         return [
-            {**message, "content": self._guarded_content(content, also)}
-            for message, content in zip(conversation, contents, strict=True)
+            {**message, "content": [self._guarded_item(item, also) for item in items]}
+            for message, items in zip(conversation, contents, strict=True)
         ]
 
-    def _guarded_content(self, content: Any, also: Sequence[str]) -> Any:
-        if isinstance(content, str):
-            return guard_text(self.tokenizer, content, also=also)
-        if isinstance(content, (list, tuple)):
-            return [self._guarded_content(item, also) for item in content]
-        if isinstance(content, dict) and isinstance(content.get("text"), str):
-            return {**copy.copy(content), "text": guard_text(self.tokenizer, content["text"], also=also)}
-        return content
+    def _guarded_item(self, item: dict[str, Any], also: Sequence[str]) -> dict[str, Any]:
+        if item.get("type") != "text":
+            return item
+        return {**item, "text": guard_text(self.tokenizer, item["text"], also=also)}
+
+
+def _as_items(content: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """Write plain text as a text item, which every release of Transformers understands."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
 
 
 def _counts_of_each(images: Any, prompts: Sequence[str], num_tiles: Sequence[int]) -> list[list[int]]:

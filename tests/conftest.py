@@ -111,9 +111,9 @@ def hub_folder(goldens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for file in [*CODE_FILES, *ROOT.glob("*.json"), ROOT / "chat_template.jinja"]:
         shutil.copy(file, folder)
-    for file in [*(goldens / "tokenizer").glob("tokenizer.model"), *(goldens / "c01_v15_26b/checkpoint").iterdir()]:
-        if file.name not in ("generation_config.json",):
-            shutil.copyfile(file, folder / file.name)
+    checkpoint = goldens / "c01_v15_26b" / "checkpoint"
+    for file in [goldens / "tokenizer" / "tokenizer.model", checkpoint / "config.json", *checkpoint.glob("model*")]:
+        shutil.copyfile(file, folder / file.name)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config["auto_map"] = json.loads((ROOT / "config.json").read_text("utf-8"))["auto_map"]
     (folder / "config.json").write_text(json.dumps(config), "utf-8")

@@ -1,0 +1,38 @@
+# Everything runs in an environment of its own, made on first use from requirements.txt.
+PYTHON ?= python3
+VENV := .venv
+RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python
+JOBS ?= 2
+IMAGE ?= examples/shapes.png
+QUESTION ?= What number is written?
+MODEL ?= tiny
+
+.PHONY: chat test test-slow lint format window clean
+
+$(VENV)/ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+chat: $(VENV)/ready  ## Ask the embedded checkpoint about a picture: make chat IMAGE=path QUESTION="..." MODEL=folder
+	@$(RUN) examples/chat.py --model "$(MODEL)" "$(IMAGE)" "$(QUESTION)"
+
+test: $(VENV)/ready  ## The fast tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) -m "not slow and not gpu"
+
+test-slow: $(VENV)/ready  ## What is heavy
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/ready  ## Style
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/ready  ## Mend style
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+window:  ## The tests on the oldest, an early, a middle and the newest supported Transformers, each without torchvision
+	$(PYTHON) tests/window.py --jobs $(JOBS)
+
+clean:
+	rm -rf $(VENV) .venvs

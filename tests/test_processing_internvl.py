@@ -1,0 +1,192 @@
+"""The processor: messages and images in, model inputs out; equal to `chat`."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from internvl_chat.image_processing_internvl import InternVLImageProcessor
+from internvl_chat.processing_internvl import InternVLProcessor
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+
+def picture(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+WIDE, TALL = picture(300, 100), picture(90, 200, seed=1)
+
+
+@pytest.fixture(scope="module")
+def processor(hub_folder):
+    return AutoProcessor.from_pretrained(hub_folder, trust_remote_code=True)
+
+
+@pytest.fixture(scope="module")
+def model(hub_folder):
+    return AutoModelForImageTextToText.from_pretrained(hub_folder, trust_remote_code=True, dtype=torch.float32)
+
+
+def ask(*content, role="user"):
+    return {"role": role, "content": [{"type": "text", "text": c} if isinstance(c, str) else c for c in content]}
+
+
+def image(value):
+    return {"type": "image", "image": value}
+
+
+def inputs_of(processor, messages, **kwargs):
+    return processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True, **kwargs
+    )
+
+
+def test_prompt_is_the_trained_one(processor):
+    messages = [ask(image(WIDE), "What is it?"), {"role": "assistant", "content": "A cat."}, ask("Sure?")]
+    assert processor.apply_chat_template(messages, add_generation_prompt=True) == (
+        "<s><|im_start|>system\n你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, "
+        "是一个有用无害的人工智能助手。<|im_end|><|im_start|>user\n<image>\nWhat is it?<|im_end|>"
+        "<|im_start|>assistant\nA cat.<|im_end|><|im_start|>user\nSure?<|im_end|><|im_start|>assistant\n"
+    )
+
+
+def test_own_system_message(processor):
+    prompt = processor.apply_chat_template([{"role": "system", "content": "Be brief."}, ask("Hi")])
+    assert prompt == "<s><|im_start|>system\nBe brief.<|im_end|><|im_start|>user\nHi<|im_end|>"
+
+
+def test_inputs_fit_each_other(processor):
+    inputs = inputs_of(processor, [ask(image(WIDE), "It is", image(TALL), "what?")])
+    tiles = [plan.num_tiles for plan in map(processor.image_processor.plan, (WIDE, TALL))]
+    assert inputs["pixel_values"].shape == (sum(tiles), 3, 112, 112)
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == 16 * sum(tiles)
+    assert inputs["input_ids"][0, :2].tolist() == [1, 92543]  # one <s>, though the template spells it out
+    assert set(inputs) == {"input_ids", "attention_mask", "pixel_values"}
+
+
+def test_same_answer_as_chat(processor, model):
+    options = {"max_new_tokens": 8, "do_sample": False}
+    inputs = inputs_of(processor, [ask(image(WIDE), "What is <|im_end|> it?")])
+    new_tokens = model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+    (answer,) = processor.post_process_image_text_to_text(new_tokens)
+    chat = model.chat(processor.tokenizer, inputs["pixel_values"], "What is <|im_end|> it?", options)
+    assert answer.strip() == chat
+
+
+def test_batch_of_conversations_is_each_alone(processor, model):
+    conversations = [
+        [ask("Hello")],
+        [ask(image(WIDE), "What is it?")],
+        [ask(image(TALL), image(WIDE), "Compare."), ask("A", role="assistant"), ask("And now?")],
+    ]
+    batch = inputs_of(processor, conversations)
+    assert batch["attention_mask"][0, 0] == 0, "padding is on the left"
+    together = model.generate(**batch, max_new_tokens=6, do_sample=False)[:, batch["input_ids"].shape[1] :]
+    for row, conversation in zip(together, conversations, strict=True):
+        alone = inputs_of(processor, conversation)
+        answer = model.generate(**alone, max_new_tokens=6, do_sample=False)[0, alone["input_ids"].shape[1] :]
+        assert row.tolist() == answer.tolist()
+
+
+def test_call_with_prompts_and_images(processor):
+    texts = ["<image>\na", "b", "<image><image>c"]
+    nested = processor(images=[[WIDE], [], [TALL, WIDE]], text=texts, return_tensors="pt")
+    flat = processor(images=[WIDE, TALL, WIDE], text=texts, return_tensors="pt")
+    for name in nested:
+        assert torch.equal(nested[name], flat[name])
+    assert isinstance(processor(text="just text")["input_ids"][0], list)
+    assert processor(images=WIDE)["pixel_values"].ndim == 4
+    assert isinstance(processor(images=WIDE, text="<image>", return_tensors="np")["pixel_values"], np.ndarray)
+
+
+def test_settings_of_the_call(processor):
+    few = processor(images=WIDE, text="<image>", max_tiles=1, return_tensors="pt")
+    assert few["pixel_values"].shape[0] == 1
+    nested = processor(images=WIDE, text="<image>", images_kwargs={"max_tiles": 1}, return_tensors="pt")
+    assert torch.equal(few["input_ids"], nested["input_ids"])
+    right = processor(text=["a", "a b c"], padding=True, padding_side="right")
+    assert right["attention_mask"][0][-1] == 0
+    with pytest.raises(TypeError, match="max_tyles"):
+        processor(images=WIDE, text="<image>", max_tyles=1)
+
+
+def test_typed_control_tokens_stay_text(processor):
+    typed = "<IMG_CONTEXT><|im_end|>[UNUSED_TOKEN_145]<img>"
+    for messages in ([ask(typed)], [{"role": "user", "content": typed}], [ask(image(WIDE), typed)]):
+        ids = inputs_of(processor, messages)["input_ids"][0].tolist()
+        pictures = any(item.get("type") == "image" for item in messages[0]["content"] if isinstance(item, dict))
+        assert ids.count(92542) == 2
+        assert ids.count(92544) == pictures
+        assert ids.count(processor.image_token_id) == (
+            16 * processor.image_processor.plan(WIDE).num_tiles if pictures else 0
+        )
+
+
+def test_typed_image_is_text_beside_image_items(processor):
+    inputs = inputs_of(processor, [ask(image(WIDE), "What does <image> mean?")])
+    assert "<image>" in processor.tokenizer.decode(inputs["input_ids"][0])
+
+
+def test_messages_are_not_changed(processor):
+    messages = [ask(image(WIDE), "a<|im_end|>b")]
+    before = copy.deepcopy([message["content"][1] for message in messages])
+    processor.apply_chat_template(messages)
+    assert [message["content"][1] for message in messages] == before
+
+
+def test_count_image_tokens_before_anything_is_run(processor):
+    counts = processor.count_image_tokens([WIDE, (90, 200)])
+    inputs = processor(images=[WIDE, TALL], text="<image><image>", return_tensors="pt")
+    assert sum(counts) == (inputs["input_ids"] == processor.image_token_id).sum()
+    assert processor.count_image_tokens((4480, 448), max_tiles=12) == [16 * 11]
+
+
+def test_published_geometry_has_256_tokens_per_tile(tokenizer):
+    processor = InternVLProcessor(InternVLImageProcessor(), tokenizer)
+    assert processor.count_image_tokens([(448, 448), (896, 448)]) == [256, 768]
+
+
+def test_truncation_never_cuts_an_image(processor):
+    with pytest.raises(ValueError, match=r"max_length=20 would cut some of those off. Allow more, or lower max_tiles"):
+        processor(images=WIDE, text="<image>\nHi", truncation=True, max_length=20)
+    assert len(processor(text="one two three four", truncation=True, max_length=3)["input_ids"][0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({}, "Neither text nor images are given"),
+        ({"videos": [1]}, "pass a video's frames as images"),
+        ({"images": [WIDE], "text": "none"}, "0 <image> for 1 picture"),
+        ({"images": [WIDE], "text": "<image><image>"}, "2 <image> for 1 picture"),
+        ({"images": [[WIDE]], "text": ["<image>", "b"]}, "1 lists of images for 2 prompts"),
+        ({"images": [WIDE], "text": ["<image>", "<image>"]}, "2 <image> for 1 images"),
+        ({"images": [], "text": "<image>"}, "Got no images"),
+    ],
+)
+def test_bad_calls(processor, call, message):
+    with pytest.raises(ValueError, match=message):
+        processor(**call)
+
+
+def test_unknown_content(processor):
+    with pytest.raises(Exception, match="content of type audio; expected text or image"):
+        processor.apply_chat_template([{"role": "user", "content": [{"type": "audio"}]}])
+
+
+def test_decoding_keeps_grounding_tags(processor):
+    ids = processor.tokenizer("<ref>cat</ref><box>[[1, 2, 3, 4]]</box><|im_end|>").input_ids
+    assert processor.post_process_image_text_to_text([ids]) == ["<ref>cat</ref><box>[[1, 2, 3, 4]]</box>"]
+    (with_all,) = processor.post_process_image_text_to_text([ids], skip_special_tokens=False)
+    assert "<|im_end|>" in with_all
+
+
+def test_save_and_load(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    messages = [ask(image(TALL), "What is it?")]
+    for name, value in inputs_of(processor, messages).items():
+        assert torch.equal(value, inputs_of(again, messages)[name])
+    assert (again.patch_size, again.downsample_factor) == (14, 2)
