@@ -7,6 +7,7 @@ at once, which uncovers the colours hidden under transparency and clips 16-bit p
 
 import base64
 import binascii
+import os
 import struct
 from http.client import HTTPException
 from io import BytesIO
@@ -16,7 +17,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from transformers.utils import logging
 
 
@@ -62,14 +63,15 @@ def open_picture(image: Any, name: str, input_data_format: str | None = None) ->
         The picture in its own mode, its pixels perhaps not decoded yet.
 
     Raises:
-        OSError: If a URL cannot be read; FileNotFoundError if a string or path names nothing at all.
+        OSError: If a URL cannot be read; FileNotFoundError if a string or path names nothing at all, and Pillow's
+            UnidentifiedImageError if there are bytes, but no picture.
         TypeError: If the image is of another type.
-        ValueError: If the bytes are no picture, or if the shape, type or values of an array do not make one.
+        ValueError: If the picture is too large, or if the shape, type or values of an array do not make one.
     """
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, (str, Path)):
-        return _open_encoded(_read(str(image), name), name)
+        return _open_named(str(image), name)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return _open_encoded(bytes(image), name)
     if isinstance(image, (np.ndarray, torch.Tensor)):
@@ -124,24 +126,25 @@ def to_rgb(
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def _read(source: str, name: str) -> bytes:
-    """Read the encoded bytes that a path, URL or base64 text stands for."""
+def _open_named(source: str, name: str) -> Image.Image:
+    """Open what a path, a URL or base64 text stands for."""
     shown = source if len(source) <= 80 else f"{source[:77]}..."
-    if source.lower().startswith(URL_PREFIXES):
+    if source[:8].lower().startswith(URL_PREFIXES):
         try:
             with urlopen(Request(source, headers={"User-Agent": "Mozilla/5.0"}), timeout=DOWNLOAD_TIMEOUT) as answer:
-                return answer.read()
+                data = answer.read()
         except (OSError, HTTPException, ValueError) as error:
             raise OSError(f"{name}, {shown!r}, cannot be read ({error}): check the URL.") from error
-    if Path(source).is_file():
-        return Path(source).read_bytes()
-    decoded = _decode_base64(source.encode(errors="replace"))
-    if decoded is None:
+        return _open_encoded(data, name)
+    if os.path.isfile(source):  # unlike Path.is_file, it takes base64 too long for a path calmly
+        return _open_encoded(Path(source).read_bytes(), name)
+    try:
+        return _open_encoded(source.encode(errors="replace"), name)
+    except UnidentifiedImageError as error:
         raise FileNotFoundError(
-            f"{name}, {shown!r}, is no existing file, no URL ({', '.join(URL_PREFIXES)}) and no base64 text: "
+            f"{name}, {shown!r}, is no existing file, no URL ({', '.join(URL_PREFIXES)}) and no picture in base64: "
             "check the path, relative ones start at the current folder."
-        )
-    return decoded
+        ) from error
 
 
 def _decode_base64(text: bytes) -> bytes | None:
@@ -165,7 +168,7 @@ def _open_encoded(data: bytes, name: str) -> Image.Image:
         decoded = _decode_base64(data)
         if decoded:
             return _open_encoded(decoded, name)
-        raise ValueError(
+        raise UnidentifiedImageError(
             f"{name} holds {len(data)} bytes that are no picture Pillow can read: check that the file is complete and "
             "an image, and install the Pillow plugin of its format if it has one (pillow-heif for HEIC)."
         ) from error

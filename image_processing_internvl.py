@@ -1,7 +1,7 @@
 """InternVL's image processor: pictures to normalised tiles for the ViT, equal to the official code bit for bit.
 
-Which grid a picture gets is decided by the tile plan, how a file or an array becomes an RGB picture by the loading file
-beside it. Here are the settings, resizing, cutting and normalising: "dynamic high resolution" of InternVL 1.5, arXiv
+The tile plan decides which grid a picture gets, and the loading file beside it how a file or an array becomes an RGB
+picture. Here are the settings, resizing, cutting and normalising: "dynamic high resolution" of InternVL 1.5, arXiv
 2404.16821, section 3.3.
 
 Shapes: num_tiles is the number of tiles of one picture with its thumbnail, total_tiles that of all pictures of a call.
@@ -87,8 +87,8 @@ class ImageSettings:
         )
 
 
-# Names of Transformers' own InternVL image processor, which its users and TRL pass.
-NATIVE_NAMES = {"crop_to_patches": bool, "min_patches": int, "max_patches": int}
+# Names that the users of Transformers' own InternVL image processor pass; so does TRL with `crop_to_patches`.
+NATIVE_NAMES = {"min_patches": "min_tiles", "max_patches": "max_tiles"}
 
 # What `preprocessor_config.json` files of other image processors say, the published CLIP-style ones of InternVL among
 # them. Some have a meaning here, which cannot be changed; the others have none.
@@ -103,7 +103,7 @@ BASE_NAMES = frozenset(("auto_map", "feature_extractor_type", "processor_class")
 InternVLImagesKwargs = TypedDict(
     "InternVLImagesKwargs",
     {field.name: field.type | None for field in fields(ImageSettings)}
-    | {name: kind | None for name, kind in NATIVE_NAMES.items()}
+    | {"crop_to_patches": bool | None, "min_patches": int | None, "max_patches": int | None}
     | {"input_data_format": str | None, "return_tensors": str | None},
     total=False,
 )
@@ -187,6 +187,9 @@ class InternVLImageProcessor(BaseImageProcessor):
 
         Returns:
             The plan by which `preprocess` cuts the image.
+
+        Raises:
+            ValueError, TypeError, OSError: As `preprocess` does, except for damage that only decoding shows.
         """
         input_data_format = kwargs.pop("input_data_format", None)
         settings = self._call_settings(kwargs)
@@ -236,14 +239,13 @@ def _settings(current: dict[str, Any], changes: dict[str, Any]) -> ImageSettings
     for name, value in FIXED_VALUES.items():
         if changes.pop(name, value) != value:
             raise ValueError(f"{name} is always {value} for InternVL's tiles: leave it out.")
-    native = {name: changes.pop(name) for name in NATIVE_NAMES if name in changes}
-    unknown = changes.keys() - {field.name for field in fields(ImageSettings)}
+    renamed = {ours: changes.pop(name) for name, ours in NATIVE_NAMES.items() if name in changes}
+    if not changes.pop("crop_to_patches", True):
+        renamed = {"min_tiles": 1, "max_tiles": 1}
+    known = [field.name for field in fields(ImageSettings)]
+    unknown = sorted(changes.keys() - set(known))
     if unknown:
-        known = ", ".join(field.name for field in fields(ImageSettings))
-        raise TypeError(f"Unknown image settings {sorted(unknown)}, expected some of {known}: check the spelling.")
-    renamed = {f"{name[:4]}tiles": value for name, value in native.items() if name != "crop_to_patches"}
-    if not native.get("crop_to_patches", True):
-        renamed |= {"min_tiles": 1, "max_tiles": 1}
+        raise TypeError(f"Unknown image settings {unknown}, expected some of {', '.join(known)}: check the spelling.")
     return ImageSettings(**current | renamed | changes)
 
 

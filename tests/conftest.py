@@ -121,3 +121,13 @@ def hub_folder(goldens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     preprocessor |= {"tile_size": 112, "size": 112, "crop_size": 112}
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor), "utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded checkpoint as a folder of its own, code beside the weights, as a user would have it."""
+    folder = tmp_path_factory.mktemp("hub") / "InternVL-tiny"
+    shutil.copytree(ROOT / "tiny", folder)
+    for file in CODE_FILES:
+        shutil.copy(file, folder)
+    return folder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from internvl_chat.image_loading_internvl import flatten_images, open_picture, picture_size, to_rgb
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 
 # Five rows, two columns; no two samples alike.
@@ -74,6 +74,13 @@ def test_encoded_images_of_every_kind(png, tmp_path):
     ]
     for image in kinds:
         np.testing.assert_array_equal(rgb(image), PIXELS)
+
+
+def test_base64_longer_than_any_path():
+    values = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    text = base64.b64encode(encode(Image.fromarray(values))).decode()
+    assert len(text) > 5000
+    np.testing.assert_array_equal(rgb(text), values)
 
 
 def test_http(png, monkeypatch):
@@ -232,9 +239,14 @@ def test_opening_does_not_decode(png):
         ("x" * 99 + ".", FileNotFoundError, r"image, 'x{77}\.\.\.', is no existing file"),
         ("file:///no/such.png", OSError, "image, 'file:///no/such.png', cannot be read"),
         ("data:image/png;base64", OSError, "cannot be read"),
-        (b"no picture", ValueError, r"image holds 10 bytes that are no picture Pillow can read: check that the file"),
-        (b"", ValueError, "image holds 0 bytes that are no picture"),
-        ("data:image/png;base64,aGVsbG8=", ValueError, "image holds 5 bytes that are no picture"),
+        ("data/img", FileNotFoundError, "image, 'data/img', is no existing file"),  # would be valid base64
+        (
+            b"no picture",
+            UnidentifiedImageError,
+            r"image holds 10 bytes that are no picture Pillow can read: check that the file",
+        ),
+        (b"", UnidentifiedImageError, "image holds 0 bytes that are no picture"),
+        ("data:image/png;base64,aGVsbG8=", UnidentifiedImageError, "image holds 5 bytes that are no picture"),
         (None, TypeError, "image is of type NoneType, expected a PIL image, a path, .*: convert it"),
         ({"url": "a.png"}, TypeError, "image is of type dict"),
         (np.zeros(4, np.uint8), ValueError, r"image has shape \(4,\), expected \(height, width\), .*: pass one image"),
