@@ -37,6 +37,8 @@ logger = logging.get_logger(__name__)
 
 # The official default stops after 20 tokens, which no user expects; the model card's examples ask for this many.
 DEFAULT_MAX_NEW_TOKENS = 1024
+# What a GenerationConfig says where nobody said anything, in the releases that say something.
+TRANSFORMERS_MAX_LENGTH = 20
 
 
 class _AnswerDecoder:
@@ -238,6 +240,7 @@ class ChatMixin:
         system_message = guard_text(tokenizer, self.system_message if system is None else system)
         return prompt_format(self.config.template).render(history, question, system_message)
 
+    @torch.no_grad()
     def _answers(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -278,7 +281,8 @@ class ChatMixin:
         if options.get("pad_token_id") is None and known.pad_token_id is None:
             options["pad_token_id"] = _pad_token_id(tokenizer)
         lengths = ("max_new_tokens", "max_length")
-        if all(options.get(name) is None for name in lengths) and given is None and known.max_new_tokens is None:
+        is_open = known.max_new_tokens is None and known.max_length in (None, TRANSFORMERS_MAX_LENGTH)
+        if is_open and all(options.get(name) is None for name in lengths):
             options["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
 
 
@@ -320,14 +324,13 @@ def _checked_history(history: History | None) -> list[tuple[str, str]]:
 
 
 def _tiles_of_one_conversation(pixel_values: torch.Tensor | None, num_patches_list: Sequence[int] | None) -> list[int]:
+    num_tiles = None if num_patches_list is None else _as_numbers(num_patches_list)
     if pixel_values is None:
-        if num_patches_list is not None and sum(num_patches_list):
-            raise ValueError(
-                f"num_patches_list is {list(num_patches_list)}, but pixel_values is None; give the tiles."
-            )
+        if num_tiles and sum(num_tiles):
+            raise ValueError(f"num_patches_list is {num_tiles}, but pixel_values is None; give the tiles.")
         return []
     _check_tiles(pixel_values)
-    num_tiles = [len(pixel_values)] if num_patches_list is None else list(num_patches_list)
+    num_tiles = [len(pixel_values)] if num_tiles is None else num_tiles
     if sum(num_tiles) != len(pixel_values):
         raise ValueError(
             f"num_patches_list {num_tiles} counts {sum(num_tiles)} tiles, but pixel_values has {len(pixel_values)}. "
@@ -353,10 +356,15 @@ def _tiles_of_each(
             f"num_patches_list has {len(num_patches_list)} entries for {len(questions)} questions; give one each "
             "(a list of numbers for a question about several pictures)."
         )
-    tiles = [[one] if isinstance(one, int) else list(one) for one in num_patches_list]
+    tiles = [[one] if isinstance(one, int) else _as_numbers(one) for one in _as_numbers(num_patches_list)]
     tiles = [[] if one == [0] else one for one in tiles]
     _tiles_of_one_conversation(pixel_values, [count for one in tiles for count in one])
     return tiles
+
+
+def _as_numbers(counts: Any) -> list[Any]:
+    """Take counts as lists, arrays or tensors; the image processor returns the latter."""
+    return counts.tolist() if hasattr(counts, "tolist") else list(counts)
 
 
 def _check_tiles(pixel_values: torch.Tensor) -> None:

@@ -189,6 +189,30 @@ def test_generation_options(model, tokenizer):
     assert len(stopped) < len(long)
 
 
+def test_counts_may_be_the_image_processors_tensor(model, tokenizer, tiles):
+    question, counts = "<image><image>", torch.tensor([3, 2])
+    answer = model.chat(tokenizer, tiles, question, SHORT, num_patches_list=counts)
+    assert answer == model.chat(tokenizer, tiles, question, SHORT, num_patches_list=[3, 2])
+    assert model.batch_chat(tokenizer, tiles, ["a", "b"], SHORT, counts)
+
+
+def test_no_autograd(model, tokenizer, tiles, monkeypatch):
+    graphs = []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda **kw: graphs.append(kw["inputs_embeds"].grad_fn) or generate(**kw))
+    model.chat(tokenizer, tiles, "Hi", SHORT)
+    assert graphs == [None]
+
+
+def test_an_open_length_is_not_transformers_20(model, tokenizer):
+    options = {"generation_config": GenerationConfig(do_sample=False)}
+    model._fill_generation_kwargs(options, tokenizer, "<|im_end|>")
+    assert options["max_new_tokens"] == 1024
+    options = {"generation_config": GenerationConfig(max_new_tokens=5)}
+    model._fill_generation_kwargs(options, tokenizer, "<|im_end|>")
+    assert "max_new_tokens" not in options
+
+
 def test_stops_at_every_end_token_and_not_after_20(golden_model, tokenizer):
     model = golden_model("c01_v15_26b", fresh=True)
     model.generation_config.eos_token_id = 2
