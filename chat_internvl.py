@@ -6,6 +6,8 @@ The text of a conversation is made in `prompt_internvl.py`; pictures come as til
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import index
+from queue import Queue
 from typing import Any
 
 import torch
@@ -14,7 +16,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
-    TextIteratorStreamer,
 )
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
@@ -41,14 +42,53 @@ DEFAULT_MAX_NEW_TOKENS = 1024
 TRANSFORMERS_MAX_LENGTH = 20
 
 
-class _AnswerDecoder:
-    """Gives Transformers' streamers the decoding of `decode_answer`."""
+class AnswerStream(BaseStreamer):
+    """Hands an answer's text on as soon as it can no longer change.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
+    The whole answer is decoded at every token, since a tokenizer may still tidy the blanks of the last word; that word
+    is held back until a blank, or a letter of a script without blanks, follows.
+    """
 
-    def decode(self, token_ids: Sequence[int], **kwargs: Any) -> str:
-        return decode_answer(self.tokenizer, token_ids)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: str) -> None:
+        self.tokenizer, self.stop = tokenizer, stop
+        self.pieces: Queue[str | None] = Queue()
+        self.token_ids: list[int] | None = None
+        self.given = 0  # letters handed on
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompt, which is skipped, and then one token at a time."""
+        if self.token_ids is None:
+            self.token_ids = []
+            return
+        self.token_ids += value.flatten().tolist()
+        text = self._text()
+        self._give(text, len(text) if text and _is_ideograph(text[-1]) else text.rfind(" "))
+
+    def end(self) -> None:
+        """Hand on the rest."""
+        text = self._text().rstrip()
+        self._give(text, len(text))
+        self.close()
+
+    def close(self) -> None:
+        """End the iteration; more than once does no harm."""
+        self.pieces.put(None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.pieces.get, None)
+
+    def _text(self) -> str:
+        return decode_answer(self.tokenizer, self.token_ids or [], self.stop).lstrip()
+
+    def _give(self, text: str, until: int) -> None:
+        if until > self.given:
+            self.pieces.put(text[self.given : until])
+            self.given = until
+
+
+def _is_ideograph(letter: str) -> bool:
+    """Say whether a letter is Chinese, Japanese or Korean, where words have no blanks between them."""
+    return "\u2e80" <= letter <= "\u9fff" or "\uac00" <= letter <= "\ud7af" or "\uff00" <= letter <= "\uffef"
 
 
 class _Cancelled(StoppingCriteria):
@@ -96,7 +136,7 @@ class ChatMixin:
             num_patches_list: Tiles of each picture; None means that all tiles are one picture.
             IMG_START_TOKEN: Official argument; only the published token is possible.
             IMG_END_TOKEN: Official argument; only the published token is possible.
-            IMG_CONTEXT_TOKEN: The token that marks the place of an image token.
+            IMG_CONTEXT_TOKEN: Official argument; only the published token is possible.
             verbose: Whether to log the prompt.
             streamer: Receives tokens as they are made.
             system: System message of this call; None means the model's.
@@ -108,16 +148,13 @@ class ChatMixin:
             ValueError: If pictures, `<image>` and `num_patches_list` do not fit, history is not pairs of text, the
                 template is unknown, or tiles hold NaN.
         """
-        _check_fixed_tokens(IMG_START_TOKEN, IMG_END_TOKEN)
-        history = _checked_history(history)
+        _check_fixed_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
         num_tiles = _tiles_of_one_conversation(pixel_values, num_patches_list)
-        if num_tiles and not history and IMAGE_PLACEHOLDER not in question:
-            question = f"{IMAGE_PLACEHOLDER}\n{question}"
-        prompt = self._prompt(tokenizer, pixel_values, question, history, num_tiles, IMG_CONTEXT_TOKEN, system)
-        if verbose:
-            logger.info(f"{0 if pixel_values is None else len(pixel_values)} tiles, prompt: {prompt}")
-        (answer,) = self._answers(tokenizer, pixel_values, [prompt], generation_config, IMG_CONTEXT_TOKEN, streamer)
-        return (answer, [*history, (question, answer)]) if return_history else answer
+        (turns,) = self._converse(
+            tokenizer, pixel_values, [question], [history], [num_tiles], generation_config, system, verbose, streamer
+        )
+        answer = turns[-1][1]
+        return (answer, turns) if return_history else answer
 
     def batch_chat(
         self,
@@ -159,28 +196,18 @@ class ChatMixin:
         Raises:
             ValueError: If the lists differ in length, or as in `chat`.
         """
-        _check_fixed_tokens(IMG_START_TOKEN, IMG_END_TOKEN)
-        tiles = _tiles_of_each(pixel_values, questions, image_counts if num_patches_list is None else num_patches_list)
-        histories = [_checked_history(one) for one in (history if history is not None else [None] * len(questions))]
+        _check_fixed_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
+        num_tiles = _tiles_of_each(
+            pixel_values, questions, image_counts if num_patches_list is None else num_patches_list
+        )
+        histories = [None] * len(questions) if history is None else list(history)
         if len(histories) != len(questions):
             raise ValueError(f"There are {len(histories)} histories for {len(questions)} questions; give one each.")
-        questions = [
-            f"{IMAGE_PLACEHOLDER}\n{question}"
-            if num_tiles and not past and IMAGE_PLACEHOLDER not in question
-            else question
-            for question, num_tiles, past in zip(questions, tiles, histories, strict=True)
-        ]
-        prompts = [
-            self._prompt(tokenizer, pixel_values, question, past, num_tiles, IMG_CONTEXT_TOKEN, system)
-            for question, num_tiles, past in zip(questions, tiles, histories, strict=True)
-        ]
-        if verbose:
-            logger.info(f"{0 if pixel_values is None else len(pixel_values)} tiles, prompts: {prompts}")
-        answers = self._answers(tokenizer, pixel_values, prompts, generation_config, IMG_CONTEXT_TOKEN)
-        if not return_history:
-            return answers
-        turns = zip(histories, questions, answers, strict=True)
-        return answers, [[*past, (question, answer)] for past, question, answer in turns]
+        turns = self._converse(
+            tokenizer, pixel_values, questions, histories, num_tiles, generation_config, system, verbose
+        )
+        answers = [conversation[-1][1] for conversation in turns]
+        return (answers, turns) if return_history else answers
 
     def chat_stream(
         self,
@@ -205,7 +232,7 @@ class ChatMixin:
         Raises:
             ValueError: As `chat`.
         """
-        streamer = TextIteratorStreamer(_AnswerDecoder(tokenizer), skip_prompt=True)
+        streamer = AnswerStream(tokenizer, prompt_format(self.config.template).stop)
         listening = _Cancelled()
         options = _generation_kwargs(generation_config)
         options["stopping_criteria"] = StoppingCriteriaList([*options.get("stopping_criteria", ()), listening])
@@ -214,29 +241,54 @@ class ChatMixin:
                 self.chat, tokenizer, pixel_values, question, options, streamer=streamer, **kwargs
             )
             # Ends the stream also when chat fails before it makes a token; the error is raised below.
-            answer.add_done_callback(lambda _: streamer.text_queue.put(streamer.stop_signal))
+            answer.add_done_callback(lambda _: streamer.close())
             try:
-                yield from _stripped(streamer)
+                yield from streamer
             finally:
                 listening.cancelled = True
             answer.result()
+
+    def _converse(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pixel_values: torch.Tensor | None,
+        questions: Sequence[str],
+        histories: Sequence[History | None],
+        num_tiles: Sequence[Sequence[int]],
+        generation_config: Mapping[str, Any] | GenerationConfig | None,
+        system: str | None,
+        verbose: bool,
+        streamer: BaseStreamer | None = None,
+    ) -> list[list[tuple[str, str]]]:
+        """Answer each conversation's question and return the conversations with that turn added."""
+        conversations, prompts = [], []
+        for question, history, counts in zip(questions, histories, num_tiles, strict=True):
+            turns = _checked_turns(history, question)
+            if counts and len(turns) == 1 and IMAGE_PLACEHOLDER not in question:
+                turns = [(f"{IMAGE_PLACEHOLDER}\n{question}", "")]
+            conversations.append(turns)
+            prompts.append(self._prompt(tokenizer, pixel_values, turns, counts, system))
+        if verbose:
+            logger.info(f"{0 if pixel_values is None else len(pixel_values)} tiles, prompts: {prompts}")
+        answers = self._answers(tokenizer, pixel_values, prompts, generation_config, streamer)
+        return [
+            [*past, (question, answer)] for (*past, (question, _)), answer in zip(conversations, answers, strict=True)
+        ]
 
     def _prompt(
         self,
         tokenizer: PreTrainedTokenizerBase,
         pixel_values: torch.Tensor | None,
-        question: str,
-        history: History,
+        turns: History,
         num_tiles: Sequence[int],
-        context_token: str,
         system: str | None,
     ) -> str:
-        """Write one conversation, guarded, with places for its pictures."""
-        history = [(guard_text(tokenizer, past), guard_text(tokenizer, answer)) for past, answer in history]
-        question = guard_text(tokenizer, question)
-        if pixel_values is not None:
+        """Write one conversation whose last turn awaits its answer: guarded, with places for its pictures."""
+        turns = [(guard_text(tokenizer, question), guard_text(tokenizer, answer)) for question, answer in turns]
+        (*history, (question, _)) = turns
+        if num_tiles:
             tile_tokens = self.num_image_tokens_of(*pixel_values.shape[-2:])
-            history, question = place_images(history, question, num_tiles, tile_tokens, context_token)
+            history, question = place_images(history, question, num_tiles, tile_tokens)
         system_message = guard_text(tokenizer, self.system_message if system is None else system)
         return prompt_format(self.config.template).render(history, question, system_message)
 
@@ -247,8 +299,7 @@ class ChatMixin:
         pixel_values: torch.Tensor | None,
         prompts: Sequence[str],
         generation_config: Mapping[str, Any] | GenerationConfig | None,
-        context_token: str,
-        streamer: BaseStreamer | None = None,
+        streamer: BaseStreamer | None,
     ) -> list[str]:
         """Generate from prompts, padded on the left, and decode."""
         stop = prompt_format(self.config.template).stop
@@ -257,7 +308,7 @@ class ChatMixin:
         input_ids, attention_mask = _left_padded([encode_prompt(tokenizer, prompt) for prompt in prompts])
         # Embeddings instead of ids, so that repetition penalties see the answer alone, as in the official code.
         inputs_embeds = self.embed_inputs(
-            input_ids, pixel_values, image_token_id=tokenizer.convert_tokens_to_ids(context_token)
+            input_ids, pixel_values, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT_TOKEN)
         )
         output = self.generate(
             inputs_embeds=inputs_embeds,
@@ -297,41 +348,48 @@ def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
-def _left_padded(rows: Sequence[Sequence[int]], pad_token_id: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def _left_padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids and mask `(batch, longest)`. Padding is masked, so its id never matters."""
     longest = max(map(len, rows))
-    input_ids = torch.tensor([[pad_token_id] * (longest - len(row)) + list(row) for row in rows])
+    input_ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
     attention_mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     return input_ids, attention_mask
 
 
-def _check_fixed_tokens(start: str, end: str) -> None:
-    if (start, end) != (IMAGE_START_TOKEN, IMAGE_END_TOKEN):
+def _check_fixed_tokens(*tokens: str) -> None:
+    published = (IMAGE_START_TOKEN, IMAGE_END_TOKEN, IMAGE_CONTEXT_TOKEN)
+    if tokens != published:
         raise ValueError(
-            f"IMG_START_TOKEN and IMG_END_TOKEN are {start!r} and {end!r}; every published checkpoint knows "
-            f"{IMAGE_START_TOKEN!r} and {IMAGE_END_TOKEN!r}. Leave them out."
+            f"IMG_START_TOKEN, IMG_END_TOKEN and IMG_CONTEXT_TOKEN are {tokens}; every published checkpoint "
+            f"was trained with {published}. Leave them out."
         )
 
 
-def _checked_history(history: History | None) -> list[tuple[str, str]]:
-    for index, pair in enumerate(history or ()):
-        if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+def _checked_turns(history: History | None, question: str) -> list[tuple[str, str]]:
+    """Return all turns, the last one awaiting its answer."""
+    if not isinstance(question, str):
+        raise ValueError(f"question is {question!r}; expected text.")
+    if not isinstance(history, (list, tuple, type(None))):
+        raise ValueError(f"history is {history!r}; expected a list of pairs of texts (question, answer).")
+    for number, pair in enumerate(history or ()):
+        is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
+        if not is_pair or not all(isinstance(text, str) for text in pair):
             raise ValueError(
-                f"history[{index}] is {pair!r}; expected a pair of texts (question, answer), "
+                f"history[{number}] is {pair!r}; expected a pair of texts (question, answer), "
                 "as chat(..., return_history=True) returns them."
             )
-    return [tuple(pair) for pair in history or ()]
+    return [*((past, answer) for past, answer in history or ()), (question, "")]
 
 
 def _tiles_of_one_conversation(pixel_values: torch.Tensor | None, num_patches_list: Sequence[int] | None) -> list[int]:
-    num_tiles = None if num_patches_list is None else _as_numbers(num_patches_list)
     if pixel_values is None:
-        if num_tiles and sum(num_tiles):
+        num_tiles = [] if num_patches_list is None else _as_numbers(num_patches_list)
+        if sum(num_tiles):
             raise ValueError(f"num_patches_list is {num_tiles}, but pixel_values is None; give the tiles.")
         return []
     _check_tiles(pixel_values)
-    num_tiles = [len(pixel_values)] if num_tiles is None else num_tiles
-    if sum(num_tiles) != len(pixel_values):
+    num_tiles = [len(pixel_values)] if num_patches_list is None else _as_numbers(num_patches_list)
+    if sum(num_tiles) != len(pixel_values) or min(num_tiles) < 1:
         raise ValueError(
             f"num_patches_list {num_tiles} counts {sum(num_tiles)} tiles, but pixel_values has {len(pixel_values)}. "
             "Give the number of tiles of each picture, thumbnails included, as the image processor returns them."
@@ -356,15 +414,18 @@ def _tiles_of_each(
             f"num_patches_list has {len(num_patches_list)} entries for {len(questions)} questions; give one each "
             "(a list of numbers for a question about several pictures)."
         )
-    tiles = [[one] if isinstance(one, int) else _as_numbers(one) for one in _as_numbers(num_patches_list)]
+    tiles = [_as_numbers(one) if hasattr(one, "__len__") else _as_numbers([one]) for one in num_patches_list]
     tiles = [[] if one == [0] else one for one in tiles]
-    _tiles_of_one_conversation(pixel_values, [count for one in tiles for count in one])
+    counts = [count for one in tiles for count in one]
+    _tiles_of_one_conversation(pixel_values, counts if counts or pixel_values is None else [0])
     return tiles
 
 
-def _as_numbers(counts: Any) -> list[Any]:
-    """Take counts as lists, arrays or tensors; the image processor returns the latter."""
-    return counts.tolist() if hasattr(counts, "tolist") else list(counts)
+def _as_numbers(counts: Any) -> list[int]:
+    """Take counts from lists, arrays or tensors; the image processor returns the latter."""
+    if not hasattr(counts, "__iter__"):
+        raise ValueError(f"num_patches_list is {counts!r}; expected a list with the number of tiles of each picture.")
+    return [index(count) for count in counts]
 
 
 def _check_tiles(pixel_values: torch.Tensor) -> None:
@@ -374,19 +435,3 @@ def _check_tiles(pixel_values: torch.Tensor) -> None:
             f"pixel_values is {found}; expected a tensor (tiles, 3, height, width) with at least one tile, "
             "from the image processor. Pass None to ask without a picture."
         )
-    if not torch.isfinite(pixel_values).all():
-        raise ValueError("pixel_values holds NaN or infinite values; check the picture and its preprocessing.")
-
-
-def _stripped(pieces: Iterator[str]) -> Iterator[str]:
-    """Yield pieces so that together they have no white space at either end."""
-    held, started = "", False
-    for piece in pieces:
-        held += piece
-        if not started:
-            held = held.lstrip()
-        ready = held.rstrip()
-        if ready:
-            started = True
-            held = held[len(ready) :]
-            yield ready

@@ -29,7 +29,7 @@ class InternLM2Config(PretrainedConfig):
         pad_token_id: Padding token.
         bos_token_id: Token that opens a text.
         eos_token_id: Token that ends a text (`</s>`; a chat turn ends with `<|im_end|>`, see generation_config.json).
-        tie_word_embeddings: Whether the output head shares the embedding's weight (never in published weights).
+        tie_word_embeddings: Always false: InternLM2 has an output head of its own.
         bias: Whether `wqkv` and `wo` have biases.
         rope_theta: Base of the rotary frequencies.
         rope_scaling: None, or a dict with `"type"` (or `"rope_type"`) in `linear`, `dynamic` and a `"factor"` of at
@@ -77,6 +77,10 @@ class InternLM2Config(PretrainedConfig):
         ):
             if total % part:
                 raise ValueError(f"{names} are {total} and {part}; the first must be a multiple of the second.")
+        if tie_word_embeddings:
+            raise ValueError(
+                "tie_word_embeddings is true, but InternLM2 has an output head of its own; set it to false."
+            )
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size

@@ -27,7 +27,7 @@ class InternVLChatConfig(PretrainedConfig):
         force_image_size: Side of a tile, in pixels; None means the vision config's.
         downsample_ratio: 1/n, where pixel shuffle turns n×n patches into one image token; 0.5 in every release.
         ps_version: Pixel shuffle `"v2"`, or `"v1"`, which transposes the grid (checkpoints before V1.5).
-        template: Name of the prompt format, see `chat_internvl.py`.
+        template: Name of the prompt format, see `prompt_internvl.py`.
         system_message: System text; None means the one that the template was trained with.
         image_token_id: Id of `<IMG_CONTEXT>`; None means where the published tokenizers have it, seventh from the end
             of the vocabulary. A wrong id cannot pass in silence: the count of image tokens would not fit.
@@ -70,7 +70,9 @@ class InternVLChatConfig(PretrainedConfig):
         **kwargs: Any,
     ) -> None:
         self.vision_config = _vision_config(vision_config)
-        self.llm_config = _llm_config(llm_config)
+        # Some engines and converters write the language config under Transformers' name for it.
+        text_config = kwargs.pop("text_config", None)
+        self.llm_config = _llm_config(text_config if llm_config is None else llm_config)
         self.select_layer = select_layer
         self.force_image_size = force_image_size
         self.downsample_ratio = downsample_ratio
@@ -116,6 +118,21 @@ class InternVLChatConfig(PretrainedConfig):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
         """Return the language config, whichever end Transformers asks for."""
         return self.llm_config
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every field; RoPE settings of all language models also under their published names, for engines."""
+        output = super().to_dict()
+        rope = output["llm_config"].get("rope_parameters") or {}  # Transformers 5's name for both
+        if "rope_theta" in rope:
+            scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+            scaled = scaling.get("rope_type", "default") != "default"
+            output["llm_config"] |= {"rope_theta": rope["rope_theta"], "rope_scaling": scaling if scaled else None}
+        return output
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return what config.json holds: both parts in full, for engines have other defaults than ours."""
+        output = self.to_dict()
+        return super().to_diff_dict() | {name: output[name] for name in self.sub_configs}
 
 
 def _vision_config(config: dict[str, Any] | PretrainedConfig | None) -> PretrainedConfig:

@@ -225,6 +225,11 @@ class InternLM2PreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """Let `set_attn_implementation` work; each release of Transformers guesses in its own way whether it does."""
+        return True
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -335,7 +340,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
                 "DynamicCache. Tuples of tensors are no longer a cache: pass DynamicCache() and keep the one returned."
             )
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        checkpointing = self.training and self.is_gradient_checkpointing
+        checkpointing = self.training and self.gradient_checkpointing
         if past_key_values is None and use_cache and not checkpointing:
             return DynamicCache(config=self.config)
         return past_key_values

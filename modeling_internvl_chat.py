@@ -5,6 +5,7 @@ Shape legend: `tiles` in the batch, `rows`/`columns` of the patch grid, `tile_to
 `batch`, `seq`, `hidden` the language model's width, `factor` the side of the square of patches behind an image token.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -97,6 +98,20 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         self.loss_type = "ForCausalLM"
         self.post_init()
 
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, subfolder: str = "", **kwargs: Any
+    ) -> "InternVLChatModel":
+        """Load a model, see Transformers.
+
+        A subfolder of a local folder is opened as a folder: Transformers would prefer the generation_config.json above
+        it, whose end token is another model's.
+        """
+        folder = os.path.join(pretrained_model_name_or_path or "", subfolder)
+        if subfolder and os.path.isdir(folder):
+            pretrained_model_name_or_path, subfolder = folder, ""
+        return super().from_pretrained(pretrained_model_name_or_path, *args, subfolder=subfolder, **kwargs)
+
     @property
     def num_image_token(self) -> int:
         """Image tokens of a tile of the configured size (256 for 448 pixels)."""
@@ -143,7 +158,12 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
 
     def get_decoder(self) -> nn.Module:
         """Return the language model without its head."""
-        return self.language_model.model
+        return self.language_model.get_decoder()
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go. Under offload the first weights may be on no device at all; the embedding's hook knows."""
+        return _input_device(self.get_input_embeddings())
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Turn tiles into image tokens.
@@ -197,29 +217,32 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: If the number of places is not the number of image features, or flags and tiles differ.
         """
-        image_token_id = self.config.image_token_id if image_token_id is None else image_token_id
-        embedding = self.get_input_embeddings()
-        input_ids = input_ids.to(_input_device(embedding))
-        inputs_embeds = embedding(input_ids)
         if pixel_values is not None and visual_features is not None:
             raise ValueError("Give pixel_values or visual_features, not both: the features would be computed twice.")
-        if pixel_values is not None:
-            tiles = pixel_values if image_flags is None else _flagged_tiles(pixel_values, image_flags)
-            if len(tiles) == 0 and self.training:
-                # Dummy tiles alone: they keep the vision encoder in the graph, so that no other process waits for it.
-                return inputs_embeds + 0.0 * self.get_image_features(pixel_values).sum().to(inputs_embeds)
+        image_token_id = self.config.image_token_id if image_token_id is None else image_token_id
+        input_ids = input_ids.to(self.device)
+        inputs_embeds = self.get_input_embeddings()(input_ids)
+        if visual_features is not None:
+            visual_features = _flagged(visual_features, image_flags)
+        elif pixel_values is not None:
+            _check_finite(pixel_values)
+            tiles = _flagged(pixel_values, image_flags)
             visual_features = self.get_image_features(tiles) if len(tiles) else None
-        if visual_features is None:
-            return inputs_embeds
         is_image = (input_ids == image_token_id).to(inputs_embeds.device)  # (batch, seq)
-        num_places, num_features = int(is_image.sum()), visual_features.shape[:-1].numel()
+        num_places = int(is_image.sum())
+        num_features = 0 if visual_features is None else visual_features.shape[:-1].numel()
         if num_places != num_features:
             raise ValueError(
-                f"The text has places for {num_places} image tokens (id {image_token_id}), but the pictures "
-                f"have {num_features} ({tuple(visual_features.shape[:-1])} tiles × tokens). Build both with the "
-                "processor or chat(), do not cut a prompt inside its image tokens, and check config.image_token_id."
+                f"The text has places for {num_places} image tokens (id {image_token_id}), but the pictures have "
+                f"{num_features}. Build both with the processor or chat(), pass pixel_values with the text, do not "
+                "cut a prompt inside its image tokens, and check config.image_token_id."
             )
-        return inputs_embeds.masked_scatter(is_image.unsqueeze(-1), visual_features.to(inputs_embeds))
+        if num_features:
+            return inputs_embeds.masked_scatter(is_image.unsqueeze(-1), visual_features.to(inputs_embeds))
+        if pixel_values is not None and self.training:
+            # Dummy tiles alone: they keep the vision encoder in the graph, so that no other process waits for it.
+            return inputs_embeds + 0.0 * self.get_image_features(pixel_values).sum().to(inputs_embeds)
+        return inputs_embeds
 
     @can_return_tuple
     def forward(
@@ -263,7 +286,10 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        if inputs_embeds is None:
+        if inputs_embeds is None and past_key_values is not None and pixel_values is None and visual_features is None:
+            # A step of a generation, which may well say the image token itself: pictures came before.
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        elif inputs_embeds is None:
             inputs_embeds = self.embed_inputs(input_ids, pixel_values, image_flags, visual_features)
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         outputs = self.language_model(
@@ -328,11 +354,14 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: If text and pictures do not fit.
         """
-        if pixel_values is not None or visual_features is not None:
-            if input_ids is None:
-                raise ValueError(
-                    "Pictures need input_ids with places for them; only embeddings or no text were given."
-                )
+        if input_ids is None:
+            input_ids = kwargs.pop("inputs", None)
+        has_pictures = pixel_values is not None or visual_features is not None
+        if has_pictures and input_ids is None:
+            raise ValueError("Pictures need input_ids with places for them, but none were given; build both together.")
+        if has_pictures or (
+            input_ids is not None and "inputs_embeds" not in kwargs and "past_key_values" not in kwargs
+        ):
             # Transformers decodes with a cache whenever it gets inputs_embeds, also when asked not to.
             name = "inputs_embeds" if _wants_cache(kwargs) else "prompt_embeds"
             kwargs[name] = self.embed_inputs(input_ids, pixel_values, image_flags, visual_features)
@@ -343,14 +372,26 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor,
         inputs_embeds: torch.Tensor | None = None,
         prompt_embeds: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Prepare one step; without a cache, every step sees the prompt's embeddings and the new tokens' again."""
-        model_inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        """Prepare one step. The prompt's embeddings hold the pictures, so they must never give way to its ids.
+
+        Transformers does so by itself except without a cache, where every step sees the prompt again, and in releases
+        up to 5.0 with a cache that holds the beginning of the prompt, where only the rest is new.
+        """
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, past_key_values=past_key_values, **kwargs
+        )
         if prompt_embeds is not None:
             new_embeds = self.get_input_embeddings()(input_ids[:, prompt_embeds.shape[1] :]).to(prompt_embeds)
             model_inputs["inputs_embeds"] = torch.cat([prompt_embeds, new_embeds], dim=1)
             model_inputs["input_ids"] = None
+        elif inputs_embeds is not None and past_key_values is not None and kwargs.get("is_first_iteration", True):
+            cached = int(past_key_values.get_seq_length())
+            if 0 < cached < inputs_embeds.shape[1]:
+                model_inputs["inputs_embeds"] = inputs_embeds[:, cached:]
+                model_inputs["input_ids"] = None
         return model_inputs
 
 
@@ -371,11 +412,19 @@ def _build_language_model(config: PretrainedConfig) -> PreTrainedModel:
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
 
 
-def _flagged_tiles(pixel_values: torch.Tensor, image_flags: torch.Tensor) -> torch.Tensor:
+def _flagged(tiles: torch.Tensor, image_flags: torch.Tensor | None) -> torch.Tensor:
+    """Return the tiles, or their features, that are flagged."""
+    if image_flags is None:
+        return tiles
     image_flags = image_flags.flatten()
-    if len(image_flags) != len(pixel_values):
-        raise ValueError(f"There are {len(image_flags)} image_flags for {len(pixel_values)} tiles; give one each.")
-    return pixel_values[(image_flags == 1).to(pixel_values.device)]
+    if len(image_flags) != len(tiles):
+        raise ValueError(f"There are {len(image_flags)} image_flags for {len(tiles)} tiles; give one each.")
+    return tiles[(image_flags == 1).to(tiles.device)]
+
+
+def _check_finite(pixel_values: torch.Tensor) -> None:
+    if not torch.isfinite(pixel_values).all():
+        raise ValueError("pixel_values holds NaN or infinite values; check the picture and its preprocessing.")
 
 
 def _input_device(module: nn.Module) -> torch.device:

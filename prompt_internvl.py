@@ -151,11 +151,7 @@ def decode_answer(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], 
 
 
 def place_images(
-    history: History,
-    question: str,
-    num_tiles: Sequence[int],
-    tile_tokens: int,
-    context_token: str = IMAGE_CONTEXT_TOKEN,
+    history: History, question: str, num_tiles: Sequence[int], tile_tokens: int
 ) -> tuple[list[tuple[str, str]], str]:
     """Replace each `<image>` of the user's turns, in order, by the places of its tiles.
 
@@ -164,7 +160,6 @@ def place_images(
         question: The new question.
         num_tiles: Tiles of each picture, thumbnail included.
         tile_tokens: Image tokens of one tile.
-        context_token: The token that marks a place.
 
     Returns:
         History and question with the places in them.
@@ -184,7 +179,7 @@ def place_images(
     placed = [
         re.sub(
             re.escape(IMAGE_PLACEHOLDER),
-            lambda _: IMAGE_START_TOKEN + context_token * tile_tokens * next(tiles) + IMAGE_END_TOKEN,
+            lambda _: IMAGE_START_TOKEN + IMAGE_CONTEXT_TOKEN * tile_tokens * next(tiles) + IMAGE_END_TOKEN,
             text,
         )
         for text in questions

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from internvl_chat.chat_internvl import _stripped
+from internvl_chat.chat_internvl import AnswerStream
 from transformers import GenerationConfig, TextIteratorStreamer
 
 
@@ -115,10 +115,36 @@ def test_caller_owned_streamer(model, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("pieces", "text"), [(["  a", " b ", " "], "a b"), ([" ", "\n"], ""), (["a", "  ", "b"], "a  b"), ([], "")]
+    "text",
+    [
+        "I do n't know",
+        "He 's here , yes .",
+        "the ' quoted ' word",
+        " \n two  words \n",
+        "图中的数字是 4072 。 Yes",
+        "<ref>cat</ref><box>[[1, 2, 3, 4]]</box> sits",
+        "before<|im_end|> after",
+        "",
+    ],
 )
-def test_stripped(pieces, text):
-    assert "".join(_stripped(iter(pieces))) == text
+def test_stream_of_any_text_is_what_chat_would_say(tokenizer, text):
+    """The tokenizer tidies blanks before punctuation, so text that was shown must never change afterwards."""
+    from internvl_chat.prompt_internvl import decode_answer  # noqa: PLC0415
+
+    stream, ids = AnswerStream(tokenizer, "<|im_end|>"), tokenizer(text, add_special_tokens=False).input_ids
+    stream.put(torch.zeros(1, 0, dtype=torch.long))
+    for token_id in ids:
+        stream.put(torch.tensor([token_id]))
+    stream.end()
+    assert "".join(stream) == decode_answer(tokenizer, ids, "<|im_end|>").strip()
+
+
+def test_chinese_streams_without_blanks(tokenizer):
+    stream = AnswerStream(tokenizer, "<|im_end|>")
+    stream.put(torch.zeros(1, 0, dtype=torch.long))
+    for token_id in tokenizer("你好，请介绍一下上海。", add_special_tokens=False).input_ids:
+        stream.put(torch.tensor([token_id]))
+    assert stream.pieces.qsize() > 2
 
 
 def test_nothing_of_the_callers_is_changed(model, tokenizer, tiles):
@@ -246,7 +272,17 @@ BAD_CALLS = [
     ({"pixel_values": torch.zeros(1, 3, 100, 100)}, "100"),
     ({"pixel_values": torch.zeros(1, 3, 126, 126)}, "126"),
     ({"pixel_values": None, "num_patches_list": [3]}, "pixel_values is None; give the tiles"),
-    ({"IMG_START_TOKEN": "<x>"}, "every published checkpoint knows '<img>'"),
+    ({"num_patches_list": [0, 5]}, r"num_patches_list \[0, 5\] counts 5 tiles"),
+    ({"num_patches_list": 5}, "num_patches_list is 5; expected a list"),
+    ({"history": [{"role": "user", "content": "hi"}]}, r"history\[0\] is \{'role'.*expected a pair of texts"),
+    ({"history": [1, 2]}, r"history\[0\] is 1; expected a pair"),
+    ({"history": 5}, "history is 5; expected a list of pairs"),
+    ({"question": None}, "question is None; expected text"),
+    (
+        {"IMG_START_TOKEN": "<x>"},
+        r"every published checkpoint was trained with \('<img>', '</img>', '<IMG_CONTEXT>'\)",
+    ),
+    ({"IMG_CONTEXT_TOKEN": "<x>"}, "Leave them out"),
 ]
 
 

@@ -2,7 +2,6 @@ import hashlib
 import io
 import json
 import shutil
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -79,10 +78,8 @@ def processor():
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A model folder with the files of the image processor, and a module cache of its own to load them into."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def folder(tmp_path):
+    """A model folder with the files of the image processor."""
     path = tmp_path / "model"
     path.mkdir()
     for name in (

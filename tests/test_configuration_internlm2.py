@@ -1,0 +1,79 @@
+"""InternLM2Config: the published sizes, both spellings of the RoPE keys, and what it refuses."""
+
+import json
+
+import pytest
+from internvl_chat.configuration_internlm2 import InternLM2Config
+
+
+def test_defaults_are_the_published_20b():
+    config = InternLM2Config()
+    assert config.model_type == "internlm2"
+    assert config.vocab_size == 92553
+    assert config.hidden_size == 6144
+    assert config.intermediate_size == 16384
+    assert config.num_hidden_layers == 48
+    assert config.num_attention_heads == 48
+    assert config.num_key_value_heads == 8
+    assert config.head_dim == 128
+    assert config.hidden_act == "silu"
+    assert config.max_position_embeddings == 32768
+    assert config.rms_norm_eps == 1e-5
+    assert config.use_cache is True
+    assert config.bias is False
+    assert config.tie_word_embeddings is False
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 2)
+    assert config.rope_theta == 1_000_000
+    assert config.rope_scaling is None
+
+
+@pytest.mark.parametrize("key", ["type", "rope_type"])
+@pytest.mark.parametrize("rope_type", ["linear", "dynamic"])
+def test_rope_scaling_in_both_spellings(key, rope_type, tmp_path):
+    scaling = {key: rope_type, "factor": 3}
+    config = InternLM2Config(rope_scaling=scaling)
+    assert (config.rope_type, config.rope_factor) == (rope_type, 3.0)
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert written["rope_scaling"] == scaling
+    assert written["rope_theta"] == 1_000_000
+    assert "rope_parameters" not in written
+    loaded = InternLM2Config.from_pretrained(tmp_path)
+    assert (loaded.rope_type, loaded.rope_factor, loaded.rope_scaling) == (rope_type, 3.0, scaling)
+
+
+def test_no_rope_scaling(tmp_path):
+    config = InternLM2Config(rope_scaling=None)
+    assert (config.rope_type, config.rope_factor) == ("default", 1.0)
+    config.save_pretrained(tmp_path)
+    assert InternLM2Config.from_pretrained(tmp_path).rope_scaling is None
+    assert InternLM2Config(rope_scaling={"type": "default"}).rope_type == "default"
+
+
+def test_no_key_value_heads_means_one_for_each_query_head():
+    assert InternLM2Config(num_key_value_heads=None).num_key_value_heads == 48
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"hidden_size": 50, "num_attention_heads": 4}, "hidden_size and num_attention_heads are 50 and 4"),
+        ({"num_key_value_heads": 5}, "num_attention_heads and num_key_value_heads are 48 and 5"),
+        ({"hidden_size": 48 * 3}, r"head_dim and 2 \(rotary pairs\) are 3 and 2"),
+    ],
+)
+def test_sizes_that_do_not_divide(sizes, message):
+    with pytest.raises(ValueError, match=f"{message}; the first must be a multiple of the second"):
+        InternLM2Config(**sizes)
+
+
+@pytest.mark.parametrize("scaling", [{"type": "yarn", "factor": 2.0}, {"rope_type": "yarn", "factor": 2.0}])
+def test_rope_types_that_are_not_internlm2s(scaling):
+    with pytest.raises(ValueError, match="type 'yarn'; InternLM2 knows 'default', 'linear', 'dynamic'"):
+        InternLM2Config(rope_scaling=scaling)
+
+
+@pytest.mark.parametrize("factor", [0.5, -1, "3", None, True])
+def test_rope_factors_that_are_none(factor):
+    with pytest.raises(ValueError, match=f"factor {factor!r}; expected a number of at least 1"):
+        InternLM2Config(rope_scaling={"type": "dynamic", "factor": factor})
