@@ -414,7 +414,7 @@ def _tiles_of_each(
             f"num_patches_list has {len(num_patches_list)} entries for {len(questions)} questions; give one each "
             "(a list of numbers for a question about several pictures)."
         )
-    tiles = [_as_numbers(one) if hasattr(one, "__len__") else _as_numbers([one]) for one in num_patches_list]
+    tiles = [_as_numbers(one) if isinstance(one, (list, tuple)) else [index(one)] for one in num_patches_list]
     tiles = [[] if one == [0] else one for one in tiles]
     counts = [count for one in tiles for count in one]
     _tiles_of_one_conversation(pixel_values, counts if counts or pixel_values is None else [0])

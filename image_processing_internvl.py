@@ -127,6 +127,12 @@ class InternVLImageProcessor(BaseImageProcessor):
         for name, value in asdict(_settings({}, own)).items():
             setattr(self, name, value)
 
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a processor from what a file says, the caller's settings in place of the file's; all are checked."""
+        settings = {name: kwargs.pop(name) for name in InternVLImagesKwargs.__annotations__ if name in kwargs}
+        return super().from_dict({**image_processor_dict, **_own_names(settings)}, **kwargs)
+
     def preprocess(
         self,
         images: Any,
@@ -235,6 +241,16 @@ class InternVLImageProcessor(BaseImageProcessor):
 
 def _settings(current: dict[str, Any], changes: dict[str, Any]) -> ImageSettings:
     """Apply changes, under any of their names, to current settings. None leaves a setting as it is."""
+    changes = _own_names(changes)
+    known = [field.name for field in fields(ImageSettings)]
+    unknown = sorted(changes.keys() - set(known))
+    if unknown:
+        raise TypeError(f"Unknown image settings {unknown}, expected some of {', '.join(known)}: check the spelling.")
+    return ImageSettings(**current | changes)
+
+
+def _own_names(changes: dict[str, Any]) -> dict[str, Any]:
+    """Rename what has another name in Transformers' own processor, and drop what says nothing."""
     changes = {name: value for name, value in changes.items() if value is not None}
     for name, value in FIXED_VALUES.items():
         if changes.pop(name, value) != value:
@@ -242,11 +258,7 @@ def _settings(current: dict[str, Any], changes: dict[str, Any]) -> ImageSettings
     renamed = {ours: changes.pop(name) for name, ours in NATIVE_NAMES.items() if name in changes}
     if not changes.pop("crop_to_patches", True):
         renamed = {"min_tiles": 1, "max_tiles": 1}
-    known = [field.name for field in fields(ImageSettings)]
-    unknown = sorted(changes.keys() - set(known))
-    if unknown:
-        raise TypeError(f"Unknown image settings {unknown}, expected some of {', '.join(known)}: check the spelling.")
-    return ImageSettings(**current | renamed | changes)
+    return renamed | changes
 
 
 def _side(size: int | dict[str, int]) -> int:

@@ -173,9 +173,8 @@ class InternLM2Attention(nn.Module):
 
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get(self.config._attn_implementation, eager_attention_forward)
         output, weights = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
-        return self.wo(
-            output.reshape(batch, seq, -1)
-        ), weights  # (batch, seq, heads, head_dim) -> (batch, seq, hidden)
+        output = output.reshape(batch, seq, -1)  # (batch, seq, heads, head_dim) -> (batch, seq, hidden)
+        return self.wo(output), weights
 
 
 class InternLM2MLP(nn.Module):

@@ -186,9 +186,8 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         rows, columns = (side // patch_size for side in pixel_values.shape[-2:])
         patches = states[:, 1:].reshape(tiles, rows, columns, channels)  # the class token is not projected
         features = pixel_shuffle(patches, self.config.downsample_factor, transposed=self.config.ps_version == "v1")
-        return self.mlp1(
-            features.flatten(1, 2)
-        )  # (tiles, tile_tokens, channels * factor²) -> (tiles, tile_tokens, hidden)
+        features = features.flatten(1, 2)  # (tiles, tile_tokens, channels * factor²)
+        return self.mlp1(features)  # (tiles, tile_tokens, hidden)
 
     def extract_feature(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return `get_image_features(pixel_values)`, under its official name."""

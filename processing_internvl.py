@@ -64,10 +64,10 @@ class InternVLProcessor(ProcessorMixin):
         Some releases between 5.0 and 5.23 find AutoImageProcessor only where torchvision is installed; imported from
         its own file it needs no torchvision in any of them.
         """
-        return [
-            auto.from_pretrained(pretrained_model_name_or_path, **kwargs)
-            for auto in (AutoImageProcessor, AutoTokenizer)
-        ]
+        image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        settings = getattr(type(image_processor), "valid_kwargs", object).__annotations__
+        kwargs = {name: value for name, value in kwargs.items() if name not in settings}
+        return [image_processor, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)]
 
     @property
     def model_input_names(self) -> list[str]:
@@ -121,7 +121,9 @@ class InternVLProcessor(ProcessorMixin):
             return self.image_processor(images, return_tensors=return_tensors or "pt", **image_kwargs)
         prompts = [text] if isinstance(text, str) else list(text)
         pixel_values = None
-        if images is not None:
+        if images is None:
+            self.image_processor.plan((1, 1), **image_kwargs)  # a wrong setting is wrong without images as well
+        else:
             tiles = self.image_processor(images, return_tensors="pt", **image_kwargs)
             pixel_values = tiles["pixel_values"]
             counts = _counts_of_each(images, prompts, tiles["num_patches"].tolist())
@@ -155,15 +157,14 @@ class InternVLProcessor(ProcessorMixin):
         """Count the image tokens that each image will take, without decoding it.
 
         Args:
-            images: One image or its size (width, height), or a list of them.
+            images: One image or its size (width, height) as a tuple of two numbers, or a list of them.
             **kwargs: Settings of the image processor, such as `max_tiles`.
 
         Returns:
             For each image its tiles, thumbnail included, times the image tokens of a tile.
         """
-        plans = [
-            self.image_processor.plan(image, **kwargs) for image in (images if isinstance(images, list) else [images])
-        ]
+        images = [images] if not isinstance(images, (list, tuple)) or _is_size(images) else images
+        plans = [self.image_processor.plan(image, **kwargs) for image in images]
         return [
             plan.num_tiles * tokens_per_tile(plan.tile_size, plan.tile_size, self.patch_size, self.downsample_factor)
             for plan in plans
@@ -209,7 +210,8 @@ class InternVLProcessor(ProcessorMixin):
         pad_to_multiple_of: int | None = None,
     ) -> dict[str, Any]:
         rows = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
-        if truncation and max_length is not None:
+        if truncation:
+            max_length = self.tokenizer.model_max_length if max_length is None else max_length
             for index, row in enumerate(rows):
                 num_image_tokens = row.count(self.image_token_id)
                 if row[:max_length].count(self.image_token_id) != num_image_tokens:
@@ -232,25 +234,38 @@ class InternVLProcessor(ProcessorMixin):
 
     def _guarded(self, conversation: Any) -> Any:
         """Copy messages with every text guarded; a list of conversations alike."""
-        if conversation and not isinstance(conversation[0], dict):
+        if not conversation:
+            raise ValueError("The conversation is empty; expected at least one message with role and content.")
+        if not isinstance(conversation[0], dict):
             return [self._guarded(one) for one in conversation]
         contents = [_as_items(message.get("content")) for message in conversation]
         has_images = any(item.get("type") == "image" for items in contents for item in items)
-        also = (IMAGE_PLACEHOLDER,) if has_images else ()
         return [
-            {**message, "content": [self._guarded_item(item, also) for item in items]}
+            {
+                **message,
+                "content": [self._guarded_item(item, has_images or message["role"] != "user") for item in items],
+            }
             for message, items in zip(conversation, contents, strict=True)
         ]
 
-    def _guarded_item(self, item: dict[str, Any], also: Sequence[str]) -> dict[str, Any]:
-        if item.get("type") != "text":
+    def _guarded_item(self, item: dict[str, Any], placeholder_is_text: bool) -> dict[str, Any]:
+        if item["type"] != "text":
             return item
+        also = (IMAGE_PLACEHOLDER,) if placeholder_is_text else ()
         return {**item, "text": guard_text(self.tokenizer, item["text"], also=also)}
 
 
 def _as_items(content: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
     """Write plain text as a text item, which every release of Transformers understands."""
-    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
+    items = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
+    for item in items:
+        if not isinstance(item, dict) or "type" not in item:
+            raise ValueError(f'Content holds {item!r}; expected {{"type": "text", "text": ...}} or an image item.')
+    return items
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(side, int) for side in value)
 
 
 def _counts_of_each(images: Any, prompts: Sequence[str], num_tiles: Sequence[int]) -> list[list[int]]:

@@ -77,3 +77,8 @@ def test_rope_types_that_are_not_internlm2s(scaling):
 def test_rope_factors_that_are_none(factor):
     with pytest.raises(ValueError, match=f"factor {factor!r}; expected a number of at least 1"):
         InternLM2Config(rope_scaling={"type": "dynamic", "factor": factor})
+
+
+def test_tied_embeddings():
+    with pytest.raises(ValueError, match="InternLM2 has an output head of its own; set it to false"):
+        InternLM2Config(tie_word_embeddings=True)

@@ -407,3 +407,8 @@ def test_a_language_model_without_a_type():
 def test_a_language_model_that_transformers_does_not_know():
     with pytest.raises(ValueError, match="no_such_model"):
         InternVLChatConfig(llm_config={"model_type": "no_such_model"})
+
+
+def test_text_config_is_another_name_of_llm_config():
+    config = InternVLChatConfig(text_config={"model_type": "internlm2", "vocab_size": 100})
+    assert config.llm_config.vocab_size == 100

@@ -15,7 +15,7 @@ from internvl_chat.modeling_intern_vit import InternVisionModel
 from internvl_chat.modeling_internlm2 import InternLM2ForCausalLM
 from internvl_chat.modeling_internvl_chat import InternVLChatModel, pixel_shuffle
 from torch.testing import assert_close
-from transformers import AutoConfig
+from transformers import AutoConfig, DynamicCache
 
 
 FEATURES = {"atol": 2e-5, "rtol": 0.0}
@@ -477,13 +477,13 @@ def test_select_layer_chooses_what_is_projected(select_layer):
 
 @pytest.mark.parametrize("call", ["forward", "generate"])
 def test_too_few_places(model, call):
-    with pytest.raises(ValueError, match=r"places for 4 image tokens \(id 93\), but the pictures have 8 \(\(2, 4\)"):
+    with pytest.raises(ValueError, match=r"places for 4 image tokens \(id 93\), but the pictures have 8\."):
         getattr(model, call)(input_ids=prompt(1), pixel_values=tiles(2))
 
 
 @pytest.mark.parametrize("call", ["forward", "generate"])
 def test_too_many_places(model, call):
-    with pytest.raises(ValueError, match=r"places for 12 image tokens \(id 93\), but the pictures have 4 \(\(1, 4\)"):
+    with pytest.raises(ValueError, match=r"places for 12 image tokens \(id 93\), but the pictures have 4\."):
         getattr(model, call)(input_ids=prompt(3), pixel_values=tiles(1))
 
 
@@ -497,6 +497,50 @@ def test_wrong_image_token(model):
 def test_places_for_dummies_only(model):
     with pytest.raises(ValueError, match="places for 8 image tokens.*but the pictures have 4"):
         model(input_ids=prompt(2), pixel_values=tiles(2), image_flags=torch.tensor([1, 0]))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_places_without_pictures(model, training):
+    """Forgotten, misspelt or flagged away: the places are never embedded as words in silence."""
+    model.train(training)
+    for forgotten in ({}, {"pixel_value": tiles(1)}, {"pixel_values": tiles(1), "image_flags": torch.tensor([0])}):
+        with pytest.raises(ValueError, match="places for 4 image tokens.*but the pictures have 0"):
+            model(input_ids=prompt(1), **forgotten)
+    with pytest.raises(ValueError, match="but the pictures have 0"):
+        model.generate(prompt(1), max_new_tokens=2)
+
+
+def test_flags_choose_features_too(model):
+    features = model.get_image_features(tiles(2))
+    flagged = model(input_ids=prompt(1), visual_features=features, image_flags=torch.tensor([0, 1])).logits
+    assert torch.equal(flagged, model(input_ids=prompt(1), visual_features=features[1:]).logits)
+
+
+def test_nan(model):
+    for call in (lambda **kwargs: model(**kwargs), model.generate):
+        with pytest.raises(ValueError, match="holds NaN or infinite values; check the picture"):
+            call(input_ids=prompt(1), pixel_values=torch.full_like(tiles(1), float("nan")))
+
+
+@torch.no_grad()
+def test_prefilled_cache_and_a_new_picture(model):
+    """The first picture is in the cache; the second is new and must be seen."""
+    first, both = prompt(1), torch.cat([prompt(1), prompt(1)], dim=1)
+    options = {"max_new_tokens": 3, "output_logits": True, "return_dict_in_generate": True, **GREEDY}
+    for second in (torch.zeros_like(tiles(1)), torch.ones_like(tiles(1))):
+        cache = DynamicCache()
+        model(input_ids=first, pixel_values=tiles(1), past_key_values=cache, use_cache=True)
+        pixel_values = torch.cat([tiles(1), second])
+        continued = model.generate(both, pixel_values=pixel_values, past_key_values=cache, **options)
+        whole = model.generate(both, pixel_values=pixel_values, **options)
+        torch.testing.assert_close(continued.logits[0], whole.logits[0], atol=1e-5, rtol=1e-4)
+        assert torch.equal(continued.sequences, whole.sequences)
+
+
+def test_inputs_is_another_name_of_input_ids(model):
+    options = {"max_new_tokens": 2, **GREEDY}
+    named = model.generate(inputs=prompt(1), pixel_values=tiles(1), **options)
+    assert torch.equal(named, model.generate(prompt(1), pixel_values=tiles(1), **options))
 
 
 def test_number_of_flags(model):
@@ -692,6 +736,11 @@ def test_disk_offload(model, tmp_path, name):
         placed.generate(prompt(1), pixel_values=tiles(1), **options),
         model.generate(prompt(1), pixel_values=tiles(1), **options),
     )
+    embeds = model.embed_inputs(prompt(1), tiles(1))  # what chat generates from
+    assert torch.equal(
+        placed.generate(inputs_embeds=embeds, **options), model.generate(inputs_embeds=embeds, **options)
+    )
+    assert placed.device.type == "cpu", "inputs must never be sent to the meta device"
 
 
 # Training.

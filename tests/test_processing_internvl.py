@@ -176,6 +176,47 @@ def test_unknown_content(processor):
         processor.apply_chat_template([{"role": "user", "content": [{"type": "audio"}]}])
 
 
+def test_settings_at_loading_are_checked_and_stay_with_the_images(hub_folder):
+    few = AutoProcessor.from_pretrained(hub_folder, trust_remote_code=True, max_patches=2, use_thumbnail=False)
+    assert few.image_processor.max_tiles == 2
+    assert few.image_processor.use_thumbnail is False
+    assert not {"max_patches", "use_thumbnail"} & few.tokenizer.init_kwargs.keys()
+    with pytest.raises(ValueError, match="max_tiles is 0"):
+        AutoProcessor.from_pretrained(hub_folder, trust_remote_code=True, max_tiles=0)
+
+
+def test_wrong_settings_without_images(processor):
+    with pytest.raises(TypeError, match="max_tile"):
+        processor(text="hi", max_tile=2)
+
+
+def test_sizes_and_pictures_to_count(processor):
+    assert processor.count_image_tokens((WIDE, TALL)) == processor.count_image_tokens([WIDE, TALL])
+    assert processor.count_image_tokens((300, 100)) == processor.count_image_tokens(WIDE)
+
+
+def test_image_placeholder_of_others_is_text(processor):
+    """Only the user places pictures."""
+    messages = [ask("See <image>?"), {"role": "assistant", "content": "No <image> here."}, ask("Now?")]
+    prompt = processor.apply_chat_template(messages)
+    assert prompt.count("<image>") == 1
+    inputs = processor(images=WIDE, text=prompt, return_tensors="pt")
+    assert "No <image> here." in processor.tokenizer.decode(inputs["input_ids"][0])
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "conversation is empty; expected at least one message"),
+        ([{"role": "user", "content": [{"text": "hi"}]}], r"Content holds \{'text': 'hi'\}"),
+        ([{"role": "user", "content": ["hi"]}], "Content holds 'hi'"),
+    ],
+)
+def test_bad_messages(processor, messages, message):
+    with pytest.raises(ValueError, match=message):
+        processor.apply_chat_template(messages)
+
+
 def test_decoding_keeps_grounding_tags(processor):
     ids = processor.tokenizer("<ref>cat</ref><box>[[1, 2, 3, 4]]</box><|im_end|>").input_ids
     assert processor.post_process_image_text_to_text([ids]) == ["<ref>cat</ref><box>[[1, 2, 3, 4]]</box>"]
