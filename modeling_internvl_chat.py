@@ -230,12 +230,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         is_image = (input_ids == image_token_id).to(inputs_embeds.device)  # (batch, seq)
         num_places = int(is_image.sum())
         num_features = 0 if visual_features is None else visual_features.shape[:-1].numel()
-        if num_places != num_features:
-            raise ValueError(
-                f"The text has places for {num_places} image tokens (id {image_token_id}), but the pictures have "
-                f"{num_features}. Build both with the processor or chat(), pass pixel_values with the text, do not "
-                "cut a prompt inside its image tokens, and check config.image_token_id."
-            )
+        _check_places(num_places, num_features, image_token_id)
         if num_features:
             return inputs_embeds.masked_scatter(is_image.unsqueeze(-1), visual_features.to(inputs_embeds))
         if pixel_values is not None and self.training:
@@ -358,12 +353,13 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         has_pictures = pixel_values is not None or visual_features is not None
         if has_pictures and input_ids is None:
             raise ValueError("Pictures need input_ids with places for them, but none were given; build both together.")
-        if has_pictures or (
-            input_ids is not None and "inputs_embeds" not in kwargs and "past_key_values" not in kwargs
-        ):
+        if has_pictures:
             # Transformers decodes with a cache whenever it gets inputs_embeds, also when asked not to.
             name = "inputs_embeds" if _wants_cache(kwargs) else "prompt_embeds"
             kwargs[name] = self.embed_inputs(input_ids, pixel_values, image_flags, visual_features)
+        elif input_ids is not None and "inputs_embeds" not in kwargs and "past_key_values" not in kwargs:
+            image_token_id = self.config.image_token_id
+            _check_places(int((input_ids == image_token_id).sum()), 0, image_token_id)
         return super().generate(input_ids=input_ids, **kwargs)
 
     def prepare_inputs_for_generation(
@@ -392,6 +388,15 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
                 model_inputs["inputs_embeds"] = inputs_embeds[:, cached:]
                 model_inputs["input_ids"] = None
         return model_inputs
+
+
+def _check_places(num_places: int, num_features: int, image_token_id: int) -> None:
+    if num_places != num_features:
+        raise ValueError(
+            f"The text has places for {num_places} image tokens (id {image_token_id}), but the pictures have "
+            f"{num_features}. Build both with the processor or chat(), pass pixel_values with the text, do not cut a "
+            "prompt inside its image tokens, and check config.image_token_id."
+        )
 
 
 def _wants_cache(generate_kwargs: dict[str, Any]) -> bool:
