@@ -22,6 +22,8 @@ from training.oracle import OracleCodes, as_tensors  # noqa: E402
 from training.prepare import TINY  # noqa: E402
 
 
+pytestmark = pytest.mark.newest
+
 GEOMETRY = tiles.Geometry(224, 14, 28)
 
 
