@@ -387,6 +387,9 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
             if 0 < cached < inputs_embeds.shape[1]:
                 model_inputs["inputs_embeds"] = inputs_embeds[:, cached:]
                 model_inputs["input_ids"] = None
+                for name in ("position_ids", "cache_position"):
+                    if model_inputs.get(name) is not None:
+                        model_inputs[name] = model_inputs[name][..., cached - inputs_embeds.shape[1] :]
         return model_inputs
 
 
