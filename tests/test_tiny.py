@@ -17,6 +17,7 @@ ANSWERS = {
     "What colour is the star?": "orange",
     "What colour is the number?": "purple",
     "What shape is red?": "circle",
+    "What shape is green?": "triangle",
     "图中的数字是多少？": "4072",
     "三角形是什么颜色？": "绿色",
     "五角星是什么颜色？": "橙色",
@@ -50,6 +51,13 @@ def test_right_answers(model, processor, attention):
     assert processor.image_processor.plan(PICTURE).num_tiles == 3  # 2 × 1 and a thumbnail
     given = {question: model.chat(processor.tokenizer, tiles, question) for question in ANSWERS}
     assert given == ANSWERS
+
+
+def test_a_single_tile(model, processor):
+    tiles = processor.image_processor(str(ROOT / "examples" / "number.png"))["pixel_values"]
+    assert len(tiles) == 1
+    assert model.chat(processor.tokenizer, tiles, "What number is written?") == "385"
+    assert model.chat(processor.tokenizer, tiles, "菱形是什么颜色？") == "粉色"
 
 
 def test_follow_up_and_text_alone(model, processor):

@@ -60,7 +60,7 @@ def write_data_files(folder: Path, config: dict[str, Any]) -> None:
     end = special["<|im_end|>"]
     _write(
         folder / "generation_config.json",
-        {"bos_token_id": 1, "do_sample": False, "eos_token_id": [end, 2], "max_new_tokens": 256, "pad_token_id": 2},
+        {"bos_token_id": 1, "do_sample": False, "eos_token_id": [end, 2], "pad_token_id": 2},
     )
     _write(folder / "preprocessor_config.json", preprocessor_config(model))
     processor = json.loads((ROOT / "processor_config.json").read_text())
