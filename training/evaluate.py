@@ -131,8 +131,10 @@ def draw_questions(
     one, several, none = GROUPS
     wanted = {(task, language, group): samples for task in TASKS for language in LANGUAGES for group in (one, several)}
     while any(wanted.values()):
-        scene = batches.scene(rng, rng.choice(CANVASES))
-        group = several if num_tiles(scene.image) > 1 else one
+        canvas = rng.choice(CANVASES)
+        scene, group = batches.scene(rng, canvas), one if canvas == (1, 1) else several
+        if (num_tiles(scene.image) == 1) != (group == one):
+            continue  # a canvas for many tiles that is too small for them, or a single tile's that is too long
         for fact in facts(scene):
             language = rng.choice(LANGUAGES)
             turn = phrase(fact, language, rng.choice(WORDINGS[fact[0]][language]))
