@@ -142,12 +142,12 @@ class InternAttention(nn.Module):
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get(self.config._attn_implementation, eager_attention_forward)
         output, weights = attend(
             self,
-            query,
+            query * self.scaling,  # before the product, as in training: every backend then rounds alike
             key,
             value,
             attention_mask=None,
             dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
+            scaling=1.0,
         )
         output = self.proj(output.reshape(tiles, seq, hidden))  # (tiles, seq, heads, head_dim) -> (tiles, seq, hidden)
         return self.proj_drop(output), weights
