@@ -22,9 +22,9 @@ from .tiling_internvl import tokens_per_tile
 
 
 # What callers of Transformers' processors pass for the text; everything else is a setting of the image processor.
-TEXT_KWARGS = ("padding", "padding_side", "truncation", "max_length", "pad_to_multiple_of")
-# Passed by Transformers' own callers, and of no consequence here: the chat template spells out every special token.
-IGNORED_KWARGS = ("add_special_tokens", "return_mm_token_type_ids", "return_token_type_ids")
+TEXT_KWARGS = ("padding", "padding_side", "truncation", "max_length", "pad_to_multiple_of", "add_special_tokens")
+# Passed by Transformers' own callers, and of no consequence here: the model has no token types.
+IGNORED_KWARGS = ("return_mm_token_type_ids", "return_token_type_ids")
 
 
 class InternVLProcessor(ProcessorMixin):
@@ -100,8 +100,9 @@ class InternVLProcessor(ProcessorMixin):
             text: One prompt or several, each with `<image>` where an image stands; without images it is plain text.
             videos: Not supported by this processor; pass frames as images.
             return_tensors: "pt" for tensors, "np" for arrays, None for lists (pixel values are always a tensor).
-            **kwargs: `padding`, `padding_side` (default "left"), `truncation`, `max_length`, `pad_to_multiple_of`, and
-                settings of the image processor such as `max_tiles`; also nested in `text_kwargs`, `images_kwargs`.
+            **kwargs: `padding`, `padding_side` (default "left"), `truncation`, `max_length`, `pad_to_multiple_of`,
+                `add_special_tokens`, and settings of the image processor such as `max_tiles`; also nested in
+                `text_kwargs`, `images_kwargs`.
 
         Returns:
             `input_ids` and `attention_mask` (prompts, seq), and with images `pixel_values` (total_tiles, 3, tile_size,
@@ -208,8 +209,9 @@ class InternVLProcessor(ProcessorMixin):
         truncation: bool | str | None = None,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
+        add_special_tokens: bool = True,
     ) -> dict[str, Any]:
-        rows = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
+        rows = [encode_prompt(self.tokenizer, prompt, add_special_tokens) for prompt in prompts]
         if truncation:
             max_length = self.tokenizer.model_max_length if max_length is None else max_length
             for index, row in enumerate(rows):

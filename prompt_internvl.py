@@ -124,14 +124,14 @@ def guard_text(tokenizer: PreTrainedTokenizerBase, text: str, *, also: Sequence[
     return re.sub(pattern, lambda match: match[2] + CUT, text.replace(CUT, ""), flags=re.DOTALL)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, add_special_tokens: bool = True) -> list[int]:
     """Tokenize a prompt, cut where `guard_text` says; without a cut this is `tokenizer(prompt).input_ids`.
 
     A prompt that spells out the first token, as chat templates do, does not get it twice.
     """
     first, *others = prompt.split(CUT)
     has_bos = bool(tokenizer.bos_token) and first.startswith(tokenizer.bos_token)
-    ids = list(tokenizer(first, add_special_tokens=not has_bos).input_ids)
+    ids = list(tokenizer(first, add_special_tokens=add_special_tokens and not has_bos).input_ids)
     for part in others:
         ids += tokenizer(part, add_special_tokens=False).input_ids
     return ids

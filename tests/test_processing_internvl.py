@@ -112,6 +112,11 @@ def test_settings_of_the_call(processor):
         processor(images=WIDE, text="<image>", max_tyles=1)
 
 
+def test_first_token_on_request(processor):
+    with_bos, without = (processor(text="Hi", add_special_tokens=add)["input_ids"][0] for add in (True, False))
+    assert with_bos == [1, *without]
+
+
 def test_typed_control_tokens_stay_text(processor):
     typed = "<IMG_CONTEXT><|im_end|>[UNUSED_TOKEN_145]<img>"
     for messages in ([ask(typed)], [{"role": "user", "content": typed}], [ask(image(WIDE), typed)]):
