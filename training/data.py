@@ -7,6 +7,7 @@ stopped, and two processes draw different batches by taking different numbers.
 import json
 import math
 import random
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +17,22 @@ import numpy as np
 import sentencepiece
 import torch
 
+from training.documents import DRAW
 from training.oracle import as_tensors
-from training.pictures import Scene, draw_page, draw_scene, log_uniform
-from training.questions import Turn, ask, small_talk
+from training.pictures import (
+    CHINESE,
+    NOTHING_HELD_OUT,
+    NUMBER,
+    WORD,
+    HeldOut,
+    Scene,
+    draw_page,
+    draw_scene,
+    log_uniform,
+    random_number,
+    random_text,
+)
+from training.questions import Turn, about_image, ask, small_talk
 from training.tiles import Geometry, TileLabels, cut_pixels, label_tiles
 from training.tokenizer import SPECIAL_TOKENS, SYSTEM_MESSAGE
 
@@ -26,6 +40,8 @@ from training.tokenizer import SPECIAL_TOKENS, SYSTEM_MESSAGE
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 CONFIG_FILE = Path(__file__).parent / "config.json"
+TAGS = re.compile("(</?ref>|</?box>)")
+ONE_TILE = (1, 1)
 
 
 def load_config() -> dict[str, Any]:
@@ -50,24 +66,42 @@ class PromptEncoder:
         self.text = lru_cache(maxsize=100_000)(self._text)
 
     def _text(self, text: str) -> tuple[int, ...]:
-        return tuple(self.pieces.encode(text))
+        """Encode text; grounding tags become their tokens, and what a box says is spelled."""
+        ids = []
+        for index, part in enumerate(TAGS.split(text)):
+            if index % 2:
+                ids.append(self.special[part])
+            else:
+                ids += self.spell(part) if part.startswith("[[") else self.pieces.encode(part)
+        return tuple(ids)
+
+    def spell(self, text: str) -> list[int]:
+        """Encode text with one token for each character."""
+        return [self.pieces.piece_to_id(char.replace(" ", "▁")) for char in text]
 
     def picture(self, num_tiles: int) -> list[int]:
-        """Give the placeholder of a picture, or nothing for no tiles."""
-        if not num_tiles:
-            return []
+        """Give the placeholder of a picture of so many tiles."""
         return [
             self.special["<img>"],
             *[self.image_token_id] * (self.image_tokens * num_tiles),
             self.special["</img>"],
         ]
 
-    def conversation(self, turns: list[Turn], num_tiles: int) -> tuple[list[int], list[range]]:
+    def _pictures(self, num_tiles: list[int]) -> list[int]:
+        """Give what stands before the first question: a line for each picture, numbered if there are several."""
+        if len(num_tiles) == 1:
+            return [*self.picture(num_tiles[0]), *self.text("\n")]
+        ids = []
+        for number, count in enumerate(num_tiles, start=1):
+            ids += [*self.text(f"Image-{number}: "), *self.picture(count), *self.text("\n")]
+        return ids
+
+    def conversation(self, turns: list[Turn], num_tiles: list[int]) -> tuple[list[int], list[range]]:
         """Encode a conversation.
 
         Args:
             turns: Questions with their answers.
-            num_tiles: Tiles of the picture, 0 for none.
+            num_tiles: Tiles of each picture, all shown before the first question.
 
         Returns:
             Token ids, and for each turn the positions of its answer, `<|im_end|>` included.
@@ -78,10 +112,9 @@ class PromptEncoder:
         for index, turn in enumerate(turns):
             user = self.text(f"user\n{turn.question}")
             if index == 0 and num_tiles:
-                # A newline stands between the placeholder of the picture and the question.
-                user = (*self.text("user\n"), *self.picture(num_tiles), *self.text(f"\n{turn.question}"))
+                user = (*self.text("user\n"), *self._pictures(num_tiles)[:-1], *self.text(f"\n{turn.question}"))
             asked = [start, *user, end, start, *self.text("assistant\n")]
-            answer = [*self.text(turn.answer), end]
+            answer = [*(self.spell(turn.answer) if turn.spelled else self.text(turn.answer)), end]
             ids += asked + answer
             answers.append(range(len(ids) - len(answer), len(ids)))
         return ids, answers
@@ -89,13 +122,14 @@ class PromptEncoder:
 
 @dataclass
 class Batch:
-    """What one training step sees; every picture of a batch has the same number of tiles.
+    """What one training step sees; every sample of a batch has the same number of pictures and tiles.
 
     Args:
         pixel_values: Normalised tiles (tiles, 3, height, width), or None.
         labels: Label tensors by name, or None without pictures.
         input_ids: Conversations, padded on the right (batch, length), or None.
         weights: Weight of predicting each token (batch, length), 1/sqrt(length) inside an answer, else 0; or None.
+        position_ids: Position of each token (batch, length), now and then with gaps before tiles; or None.
         answers: (task, row, positions) of every answer.
         size: Number of samples.
     """
@@ -104,6 +138,7 @@ class Batch:
     labels: dict[str, torch.Tensor] | None
     input_ids: torch.Tensor | None
     weights: torch.Tensor | None
+    position_ids: torch.Tensor | None
     answers: list[tuple[str, int, range]]
     size: int
 
@@ -134,33 +169,70 @@ class Batches:
             round(vision["patch_size"] / config["model"]["downsample_ratio"]),
         )
 
-    def scene(self, rng: random.Random, grid: tuple[int, int]) -> Scene:
-        """Draw a scene whose canvas suits a grid of (columns, rows) tiles."""
-        tile, sizes = self.geometry.tile_size, self.pictures
-        stretch = log_uniform(rng, *sizes["stretch"])
-        zoom = log_uniform(rng, *sizes["zoom"]) if max(grid) == 1 else log_uniform(rng, *sizes["zoom_many_tiles"])
-        width = max(64, round(grid[0] * tile * zoom * stretch))
-        height = max(64, round(grid[1] * tile * zoom / stretch))
-        low, high = sizes["number_size"]
-        low = max(low, sizes["smallest_font"] / zoom)
-        # A small picture may be enlarged to many tiles: what is large there is read from the thumbnail.
-        high = max(low, high * math.sqrt(grid[0] * grid[1]))
-        if rng.random() < self.settings.get("page_share", 0):
-            return draw_page(rng, (width, height), (low * zoom, high * zoom))
-        shapes = rng.choices(range(len(sizes["shape_counts"])), sizes["shape_counts"])[0]
-        digits = rng.choices(range(len(sizes["digit_counts"])), sizes["digit_counts"])[0]
-        if not shapes and not digits:
-            shapes = 1
-        return draw_scene(rng, (width, height), shapes, digits, log_uniform(rng, low, high) * zoom)
+    def scene(self, rng: random.Random, grid: tuple[int, int], held_out: HeldOut = NOTHING_HELD_OUT) -> Scene:
+        """Draw a scene whose canvas suits a grid of (columns, rows) tiles.
 
-    def grid(self, rng: random.Random) -> tuple[int, int] | None:
-        """Choose the grid of a batch, or None for a batch without pictures."""
+        Args:
+            rng: Source of everything that is random.
+            grid: (columns, rows).
+            held_out: What to take from what training never shows.
+
+        Returns:
+            The scene.
+        """
+        tile, sizes = self.geometry.tile_size, self.pictures
+        single = grid == ONE_TILE
+        stretch = log_uniform(rng, *sizes["stretch"])
+        zoom = log_uniform(rng, *sizes["zoom" if single else "zoom_many_tiles"])
+        size = (max(64, round(grid[0] * tile * zoom * stretch)), max(64, round(grid[1] * tile * zoom / stretch)))
+
+        def font_size(name: str) -> float:
+            low, high = sizes[name]
+            low = max(low, sizes["smallest_font"] / zoom)
+            # A small picture may be enlarged to many tiles: what is large there is read from the thumbnail.
+            return zoom * log_uniform(rng, low, max(low, high * math.sqrt(grid[0] * grid[1])))
+
+        if rng.random() < self.settings.get("page_share", 0):
+            low, high = sizes["page_font_size"]
+            low = max(low, sizes["smallest_font"] / zoom)
+            return draw_page(rng, size, (low * zoom, max(low, high) * zoom))
+        layouts = sizes["layouts"]
+        layout = rng.choices(list(layouts), list(layouts.values()))[0]
+        if layout in DRAW:
+            return DRAW[layout](rng, size, self.geometry.cell_size * zoom, font_size("document_font_size"), held_out)
+        name = "font_size" if single else "font_size_many_tiles"
+        kinds = [self._text_kind(rng) for _ in range(self._texts_of(rng, layout, single))]
+        if layout == "number":
+            kinds = [NUMBER]
+        texts = [(kind, self._words(rng, kind, layout, held_out.words), font_size(name)) for kind in kinds]
+        counts = sizes["shape_counts"]
+        shapes = rng.choices(range(1, len(counts) + 1), counts)[0] if layout == "shapes" else rng.randint(0, 2)
+        return draw_scene(rng, size, texts, shapes, held_out)
+
+    def _text_kind(self, rng: random.Random) -> str:
+        return rng.choices((NUMBER, WORD, CHINESE), self.pictures["text_kinds"])[0]
+
+    def _texts_of(self, rng: random.Random, layout: str, single: bool) -> int:
+        if layout == "texts":
+            return rng.randint(2, 3) if single else rng.randint(2, 5)
+        return int(layout in ("text", "number"))
+
+    def _words(self, rng: random.Random, kind: str, layout: str, held_out: bool) -> str:
+        if layout == "number":
+            return random_number(rng, rng.choices((1, 2, 3, 4), self.pictures["digit_counts"])[0])
+        text = random_text(rng, kind, held_out)
+        if kind == WORD and layout == "text" and rng.random() < self.pictures["line_share"]:
+            text = " ".join([text, *(random_text(rng, kind, held_out) for _ in range(rng.randint(1, 2)))])
+        return text
+
+    def grid(self, rng: random.Random) -> tuple[int, tuple[int, int]]:
+        """Choose how many pictures each sample of a batch has, and their grid of (columns, rows)."""
         kinds = self.settings["grids"]
         name = rng.choices(list(kinds), list(kinds.values()))[0]
-        if name == "none":
-            return None
+        if name in ("none", "pair"):
+            return (2 if name == "pair" else 0), ONE_TILE
         columns, rows = map(int, name.split("x"))
-        return (rows, columns) if rng.random() < 0.5 else (columns, rows)
+        return 1, (rows, columns) if rng.random() < 0.5 else (columns, rows)
 
     def batch(self, number: int, with_pixels: bool) -> Batch:
         """Draw batch `number`.
@@ -173,31 +245,41 @@ class Batches:
             The batch.
         """
         rng = random.Random(f"{self.seed} {self.stage} {number}")
-        grid = self.grid(rng)
-        num_tiles = 0 if grid is None else grid[0] * grid[1] + (max(grid) > 1)
-        size = max(2, round(self.settings["tiles_per_batch"] / max(1, num_tiles)))
+        pictures, grid = self.grid(rng)
+        num_tiles = grid[0] * grid[1] + (grid != ONE_TILE)
+        size = max(2, round(self.settings["tiles_per_batch"] / max(1, num_tiles * pictures)))
         labels, tiles, talks = [], [], []
         for _ in range(size):
-            if grid is None:
-                talks.append(small_talk(rng))
-                continue
-            scene = self.scene(rng, grid)
-            for part in [grid, (1, 1)] if num_tiles > 1 else [grid]:
-                labels.append(label_tiles(scene, part, self.geometry))
-                if with_pixels:
-                    tiles.append(cut_pixels(scene, part, self.geometry.tile_size))
+            scenes = [self.scene(rng, grid) for _ in range(pictures)]
+            for scene in scenes:
+                for part in [grid, ONE_TILE] if num_tiles > 1 else [grid]:
+                    labels.append(label_tiles(scene, part, self.geometry))
+                    if with_pixels:
+                        tiles.append(cut_pixels(scene, part, self.geometry.tile_size))
             if self.encoder:
-                talks.append(ask(rng, scene, rng.randint(*self.settings["turns"]), self.settings["task_weights"]))
+                talks.append(self._talk(rng, scenes))
         return Batch(
             normalise(np.concatenate(tiles), torch.bfloat16) if tiles else None,
             as_tensors(TileLabels.stack(labels)) if labels else None,
-            *self._texts(talks, num_tiles),
+            *self._texts(rng, talks, [num_tiles] * pictures),
             size,
         )
 
-    def _texts(self, talks: list[list[Turn]], num_tiles: int) -> tuple[torch.Tensor | None, torch.Tensor | None, list]:
+    def _talk(self, rng: random.Random, scenes: list[Scene]) -> list[Turn]:
+        weights, turns = self.settings["task_weights"], rng.randint(*self.settings["turns"])
+        if not scenes:
+            return small_talk(rng)
+        if len(scenes) == 1:
+            return ask(rng, scenes[0], turns, weights)
+        talk = []
+        for _ in range(turns):
+            number = rng.randrange(len(scenes))
+            talk += [about_image(turn, number + 1) for turn in ask(rng, scenes[number], 1, weights)]
+        return talk
+
+    def _texts(self, rng: random.Random, talks: list[list[Turn]], num_tiles: list[int]) -> tuple:
         if not self.encoder:
-            return None, None, []
+            return None, None, None, []
         encoded = [self.encoder.conversation(turns, num_tiles) for turns in talks]
         length = max(len(ids) for ids, _ in encoded)
         input_ids = torch.full((len(encoded), length), self.encoder.pieces.eos_id())
@@ -208,4 +290,21 @@ class Batches:
             for turn, span in zip(turns, spans, strict=True):
                 weights[row, span.start : span.stop] = len(span) ** -0.5
                 answers.append((turn.task, row, span))
-        return input_ids, weights, answers
+        position_ids = None
+        if num_tiles and rng.random() < self.settings["gap_share"]:
+            position_ids = torch.stack([self._with_gaps(rng, row) for row in input_ids])
+        return input_ids, weights, position_ids, answers
+
+    def _with_gaps(self, rng: random.Random, ids: torch.Tensor) -> torch.Tensor:
+        """Number tokens with gaps before tiles and questions, to know positions of far more tiles than are drawn.
+
+        As in arXiv 2309.10400, which trains on short texts for long ones.
+        """
+        places = (ids == self.encoder.image_token_id).nonzero()[:, 0]
+        starts = places[:: self.encoder.image_tokens].tolist() + [int(places[-1]) + 1]
+        shares = [rng.expovariate(1) for _ in starts]
+        left = rng.uniform(0, self.settings["longest_gap"])
+        steps = torch.ones_like(ids)
+        for start, share in zip(starts, shares, strict=True):
+            steps[start] += int(left * share / sum(shares))
+        return steps.cumsum(0) - 1

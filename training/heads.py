@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from training.tiles import CHARACTERS, COLOUR_IDS, KIND_IDS, SLOTS
+from training.tiles import BOX_STEPS, CHARACTERS, COLOUR_IDS, KIND_IDS, PLACES, SLOTS
 
 
 # Most patches and cells show nothing; they count this much against those that show something.
@@ -13,8 +13,9 @@ NOT_SPELLED_WEIGHT = 0.05
 SPELLING_LAYER = 2
 CHAR_CLASSES, KIND_CLASSES, COLOUR_CLASSES = len(CHARACTERS) + 1, len(KIND_IDS) + 1, len(COLOUR_IDS) + 1
 PATCH_CLASSES = (CHAR_CLASSES, CHAR_CLASSES, KIND_CLASSES, COLOUR_CLASSES)
-SPELLING_CLASSES = (CHAR_CLASSES,) * SLOTS
-CELL_CLASSES = (CHAR_CLASSES,) * SLOTS + (KIND_CLASSES, COLOUR_CLASSES, 2)
+SPELLING_CLASSES = (CHAR_CLASSES,) * PLACES
+EDGE_CLASSES = (BOX_STEPS + 2,) * 4
+CELL_CLASSES = (CHAR_CLASSES,) * SLOTS + (KIND_CLASSES, COLOUR_CLASSES, 2) + EDGE_CLASSES
 
 
 class TrainingHeads(nn.Module):
@@ -52,7 +53,7 @@ class TrainingHeads(nn.Module):
         return _losses(self.patch_reader(self.patch_norm(patches)), PATCH_CLASSES, targets)
 
     def code_loss(self, tokens: torch.Tensor, labels: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Ask every image token for its characters in order, kind of thing, colour and centre.
+        """Ask every image token for its characters in order, kind of thing, colour, centre and edges.
 
         Args:
             tokens: Projected image tokens (tiles, cells, hidden).
@@ -62,7 +63,8 @@ class TrainingHeads(nn.Module):
             The mean cross-entropy of these.
         """
         rest = torch.stack([labels["kinds"], labels["colours"], labels["centres"]], dim=-1)
-        return _losses(self.cell_reader(tokens), CELL_CLASSES, torch.cat([labels["chars"], rest], dim=-1))
+        targets = torch.cat([labels["chars"], rest, labels["edges"]], dim=-1)
+        return _losses(self.cell_reader(tokens), CELL_CLASSES, targets)
 
     def spelling_loss(self, states: torch.Tensor, labels: dict[str, torch.Tensor]) -> torch.Tensor:
         """Ask the language model, at every image token, for each character's place in its text.

@@ -1,7 +1,8 @@
-"""Draws the training pictures: coloured shapes and numbers, with exact labels of what is where.
+"""Draws the training pictures: coloured shapes and texts, with exact labels of what is where.
 
-Holds the drawing and the scene description only. How a picture is cut into tiles is in `tiles.py`, what is asked about
-it in `questions.py`. Everything is a function of a `random.Random`, so the same seed draws the same picture.
+Holds the scene description and what can be put anywhere on it; receipts, forms and charts are laid out in
+`documents.py`. How a picture is cut into tiles is in `tiles.py`, what is asked about it in `questions.py`. Everything
+is a function of a `random.Random`, so the same seed draws the same picture.
 """
 
 import math
@@ -11,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from training.words import random_chinese, random_word
 
 
 COLOURS = {
@@ -24,8 +27,9 @@ COLOURS = {
     "black": (22, 22, 22),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
-NUMBER = "number"
-KINDS = (*SHAPES, NUMBER)
+NUMBER, WORD, CHINESE, BAR = "number", "word", "chinese", "bar"
+TEXTS = (NUMBER, WORD, CHINESE)
+KINDS = (*SHAPES, *TEXTS, BAR)
 
 # Debian packages and the files used from them. Another system may install the same families anywhere below FONT_ROOTS.
 FONT_ROOTS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/Library/Fonts")
@@ -40,6 +44,32 @@ FONTS = {
     "fonts-freefont-ttf": ("FreeSans.ttf", "FreeSerifBold.ttf"),
     "fonts-lato": ("Lato-Regular.ttf", "Lato-Bold.ttf"),
 }
+CHINESE_FONTS = {
+    "fonts-wqy-zenhei": ("wqy-zenhei.ttc",),
+    "fonts-arphic-uming": ("uming.ttc",),
+    "fonts-noto-cjk": ("NotoSansCJK-Regular.ttc", "NotoSansCJK-Bold.ttc"),
+}
+# Never drawn in training: what is read in these was not learned by heart.
+HELD_OUT_FONTS = {"fonts-liberation": ("LiberationSerif-Bold.ttf",), "fonts-freefont-ttf": ("FreeSansBold.ttf",)}
+HELD_OUT_CHINESE_FONTS = {"fonts-wqy-microhei": ("wqy-microhei.ttc",)}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a picture may be made of that training never shows.
+
+    Args:
+        words: Dictionary words kept for evaluation.
+        fonts: Fonts kept for evaluation.
+        layouts: Receipts and forms set in another way.
+    """
+
+    words: bool = False
+    fonts: bool = False
+    layouts: bool = False
+
+
+NOTHING_HELD_OUT = HeldOut()
 
 
 @dataclass(frozen=True)
@@ -63,7 +93,7 @@ class Thing:
         kind: One of `KINDS`.
         colour: A key of `COLOURS`.
         box: (left, top, right, bottom) in canvas pixels.
-        text: What is written, for a number.
+        text: What is written, for a text.
         glyphs: The characters of `text` and where they are.
     """
 
@@ -82,48 +112,64 @@ class Scene:
         image: RGB picture.
         owner: 8-bit map of the same size: 0 for background, i + 1 where `things[i]` is.
         things: What was drawn, in drawing order.
+        layout: "free", or the kind of document: "receipt", "form" or "chart".
+        entries: Keys and values of a document, as written.
     """
 
     image: Image.Image
     owner: Image.Image
     things: list[Thing] = field(default_factory=list)
+    layout: str = "free"
+    entries: list[tuple[str, str]] = field(default_factory=list)
+
+    @classmethod
+    def blank(cls, size: tuple[int, int], background: tuple[int, int, int], layout: str = "free") -> "Scene":
+        """Start with an empty canvas of (width, height) pixels."""
+        return cls(Image.new("RGB", size, background), Image.new("L", size, 0), layout=layout)
 
     @property
     def shapes(self) -> list[Thing]:
-        """The things that are not numbers."""
-        return [thing for thing in self.things if thing.kind != NUMBER]
+        """The coloured shapes."""
+        return [thing for thing in self.things if thing.kind in SHAPES]
 
     @property
-    def numbers(self) -> list[Thing]:
-        """The written numbers."""
-        return [thing for thing in self.things if thing.kind == NUMBER]
+    def texts(self) -> list[Thing]:
+        """The numbers, words and Chinese texts."""
+        return [thing for thing in self.things if thing.kind in TEXTS]
 
 
-@lru_cache(maxsize=1)
-def font_files() -> tuple[Path, ...]:
-    """Find the installed fonts of `FONTS`.
+@lru_cache(maxsize=4)
+def font_files(chinese: bool = False, held_out: bool = False) -> tuple[Path, ...]:
+    """Find the installed fonts.
+
+    Args:
+        chinese: Whether to give those with Chinese characters.
+        held_out: Whether to give those kept for evaluation.
 
     Returns:
-        Paths in the order of `FONTS`, whatever the order on disk.
+        Paths in the order of the tables above, whatever the order on disk.
 
     Raises:
         FileNotFoundError: When none is installed.
     """
+    latin, cjk = (HELD_OUT_FONTS, HELD_OUT_CHINESE_FONTS) if held_out else (FONTS, CHINESE_FONTS)
+    fonts = cjk if chinese else latin
     installed = {}
     for root in FONT_ROOTS:
-        for path in sorted(Path(root).expanduser().rglob("*.ttf")):
+        for path in sorted(Path(root).expanduser().rglob("*.tt[cf]")):
             installed.setdefault(path.name, path)
-    found = tuple(installed[name] for names in FONTS.values() for name in names if name in installed)
+    found = tuple(installed[name] for names in fonts.values() for name in names if name in installed)
     if not found:
         raise FileNotFoundError(
-            f"No training font found below {', '.join(FONT_ROOTS)}. Install at least one of the Debian packages "
-            f"{', '.join(FONTS)} (apt-get install {next(iter(FONTS))})."
+            f"No {'Chinese ' if chinese else ''}training font found below {', '.join(FONT_ROOTS)}. Install at least "
+            f"one of the Debian packages {', '.join(fonts)} (apt-get install {next(iter(fonts))})."
         )
     return found
 
 
 @lru_cache(maxsize=2048)
-def _font(path: Path, size: int) -> ImageFont.FreeTypeFont:
+def load_font(path: Path, size: int) -> ImageFont.FreeTypeFont:
+    """Open a font file in a size in pixels."""
     return ImageFont.truetype(str(path), size)
 
 
@@ -131,7 +177,8 @@ def _jitter(rng: random.Random, rgb: tuple[int, int, int], amount: int) -> tuple
     return tuple(max(0, min(255, channel + rng.randint(-amount, amount))) for channel in rgb)
 
 
-def _background(rng: random.Random) -> tuple[int, int, int]:
+def random_background(rng: random.Random) -> tuple[int, int, int]:
+    """Choose white, a light shade or a dark one."""
     kind = rng.random()
     if kind < 0.4:
         return (255, 255, 255)
@@ -140,7 +187,7 @@ def _background(rng: random.Random) -> tuple[int, int, int]:
     return tuple(rng.randint(0, 60) for _ in range(3))
 
 
-def _visible_colours(background: tuple[int, int, int]) -> list[str]:
+def visible_colours(background: tuple[int, int, int]) -> list[str]:
     """Colours that stand out from the background by at least 110 of 441 (the RGB diagonal)."""
     return [name for name, rgb in COLOURS.items() if math.dist(rgb, background) >= 110]
 
@@ -247,39 +294,51 @@ def add_shape(scene: Scene, rng: random.Random, kind: str, colour: str, share: t
     return True
 
 
-def add_number(scene: Scene, rng: random.Random, text: str, colour: str, size: float) -> bool:
-    """Write one number on a free place in a random font.
+def add_text(
+    scene: Scene,
+    rng: random.Random,
+    kind: str,
+    text: str,
+    colour: str,
+    size: float,
+    held_out: HeldOut = NOTHING_HELD_OUT,
+) -> bool:
+    """Write a text on a free place in a random font.
 
     Args:
         scene: Drawn upon.
         rng: Source of font and place.
-        text: Digits.
+        kind: One of `TEXTS`.
+        text: What to write.
         colour: A key of `COLOURS`.
         size: Font size in canvas pixels; made smaller when the canvas is too narrow.
+        held_out: Whether to write in a font that training never shows.
 
     Returns:
         Whether a place was found.
     """
-    path = rng.choice(font_files())
-    size = min(size, 1.4 * scene.image.width / len(text))
-    font = _font(path, max(8, round(size)))
+    path = rng.choice(font_files(kind == CHINESE, held_out.fonts))
+    font = load_font(path, max(8, round(size)))
+    if font.getlength(text) > scene.image.width - 8:
+        font = load_font(path, max(8, int(size * (scene.image.width - 8) / font.getlength(text))))
     left, top, right, bottom = font.getbbox(text)
     box = _place(rng, scene.image.size, (right - left, bottom - top), [thing.box for thing in scene.things])
     if box is None:
         return False
-    write_number(scene, rng, text, colour, font, box)
+    write_text(scene, rng, kind, text, colour, font, box)
     return True
 
 
-def write_number(
-    scene: Scene, rng: random.Random, text: str, colour: str, font: ImageFont.FreeTypeFont, box: tuple
+def write_text(
+    scene: Scene, rng: random.Random, kind: str, text: str, colour: str, font: ImageFont.FreeTypeFont, box: tuple
 ) -> None:
-    """Write one number at a place.
+    """Write a text at a place.
 
     Args:
         scene: Drawn upon.
         rng: Source of the shade.
-        text: Digits.
+        kind: One of `TEXTS`.
+        text: What to write.
         colour: A key of `COLOURS`.
         font: The font in its size.
         box: (left, top, right, bottom) of the ink in canvas pixels, as wide and high as the font writes the text.
@@ -290,7 +349,7 @@ def write_number(
     ImageDraw.Draw(scene.owner).rectangle(box, fill=len(scene.things) + 1)
     edges = [origin[0] + font.getlength(text[:count]) for count in range(len(text) + 1)]
     glyphs = tuple(Glyph(char, (edges[i], box[1], edges[i + 1], box[3])) for i, char in enumerate(text))
-    scene.things.append(Thing(NUMBER, colour, box, text, glyphs))
+    scene.things.append(Thing(kind, colour, box, text, glyphs))
 
 
 def random_number(rng: random.Random, digits: int) -> str:
@@ -299,48 +358,72 @@ def random_number(rng: random.Random, digits: int) -> str:
     return first + "".join(rng.choice("0123456789") for _ in range(digits - 1))
 
 
-def draw_scene(rng: random.Random, size: tuple[int, int], shapes: int, digits: int, number_size: float = 0.0) -> Scene:
-    """Draw shapes and, where asked for, one number.
+def random_text(rng: random.Random, kind: str, held_out: bool = False) -> str:
+    """Choose a number of up to four digits, a word or a Chinese text.
+
+    Args:
+        rng: Source of everything that is random.
+        kind: One of `TEXTS`.
+        held_out: Whether a word must be one that training never shows.
+
+    Returns:
+        The text.
+    """
+    if kind == NUMBER:
+        return random_number(rng, rng.randint(1, 4))
+    return random_chinese(rng) if kind == CHINESE else random_word(rng, held_out)
+
+
+def draw_scene(
+    rng: random.Random,
+    size: tuple[int, int],
+    texts: list[tuple[str, str, float]],
+    shapes: int,
+    held_out: HeldOut = NOTHING_HELD_OUT,
+) -> Scene:
+    """Draw texts, each in a colour of its own, and shapes.
 
     Args:
         rng: Source of everything that is random.
         size: (width, height) of the canvas in pixels.
+        texts: Kind, text and font size in canvas pixels of each text to try.
         shapes: How many shapes to try; fewer are drawn when the canvas is full.
-        digits: Length of the number, 0 for none.
-        number_size: Font size in canvas pixels.
+        held_out: Whether to write in fonts that training never shows.
 
     Returns:
         The scene.
     """
-    background = _background(rng)
-    scene = Scene(Image.new("RGB", size, background), Image.new("L", size, 0))
-    colours = _visible_colours(background)
+    background = random_background(rng)
+    scene = Scene.blank(size, background)
+    colours = visible_colours(background)
+    # Texts go down first, for they are the hardest to place.
+    for (kind, text, font_size), colour in zip(
+        texts, rng.sample(colours, min(len(texts), len(colours))), strict=False
+    ):
+        add_text(scene, rng, kind, text, colour, font_size, held_out)
     largest = 0.62 if shapes == 1 else 0.42 if shapes == 2 else 0.34
-    # The number goes down first, for it is the hardest to place.
-    if digits:
-        add_number(scene, rng, random_number(rng, digits), rng.choice(colours), number_size)
     for _ in range(shapes):
         add_shape(scene, rng, rng.choice(SHAPES), rng.choice(colours), (0.13, largest))
     return scene
 
 
-def draw_page(rng: random.Random, size: tuple[int, int], number_sizes: tuple[float, float]) -> Scene:
-    """Draw a page full of numbers in many sizes, fonts and colours: dense labels for the vision encoder.
+def draw_page(rng: random.Random, size: tuple[int, int], font_sizes: tuple[float, float]) -> Scene:
+    """Draw a page full of texts in many sizes, fonts and colours: dense labels for the vision encoder.
 
     Args:
         rng: Source of everything that is random.
         size: (width, height) of the canvas in pixels.
-        number_sizes: Smallest and largest font size in canvas pixels.
+        font_sizes: Smallest and largest font size in canvas pixels.
 
     Returns:
         The scene.
     """
-    background = _background(rng)
-    scene = Scene(Image.new("RGB", size, background), Image.new("L", size, 0))
-    colours = _visible_colours(background)
-    for _ in range(14):
-        font_size = log_uniform(rng, *number_sizes)
-        add_number(scene, rng, random_number(rng, rng.randint(1, 5)), rng.choice(colours), font_size)
+    background = random_background(rng)
+    scene = Scene.blank(size, background)
+    colours = visible_colours(background)
+    for _ in range(16):
+        kind = rng.choices(TEXTS, (1, 3, 2))[0]
+        add_text(scene, rng, kind, random_text(rng, kind), rng.choice(colours), log_uniform(rng, *font_sizes))
     return scene
 
 

@@ -9,12 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from training.pictures import COLOURS, KINDS, NUMBER, Scene
+from training.pictures import COLOURS, KINDS, SHAPES, Scene
+from training.words import CHINESE, LETTERS
 
 
-CHARACTERS = "0123456789"
+DIGITS = "0123456789"
+CHARACTERS = f"{DIGITS}{LETTERS.upper()}{LETTERS}.: {CHINESE}"
 # Characters kept per image token (28 pixels hold three digits of the smallest size).
 SLOTS = 4
+# Places in a text that are told apart; later characters of a longer text are not numbered.
+PLACES = 8
+# Boxes are told on a grid of so many steps per side: 7 pixels of a 224-pixel tile.
+BOX_STEPS = 32
 # Label 0 always means "nothing here".
 CHARACTER_IDS = {char: index + 1 for index, char in enumerate(CHARACTERS)}
 KIND_IDS = {kind: index + 1 for index, kind in enumerate(KINDS)}
@@ -30,10 +36,12 @@ class TileLabels:
         patch_kinds: Kind of thing at the centre of each patch (tiles, patches, patches).
         patch_colours: Its colour (tiles, patches, patches).
         chars: Characters whose centre lies in a cell, in reading order (tiles, cells * cells, SLOTS).
-        spelled: The same characters, each at its place in its text instead of its cell (tiles, cells * cells, SLOTS).
+        spelled: The same characters, each at its place in its text instead of its cell (tiles, cells * cells, PLACES).
         kinds: Kind of thing in a cell (tiles, cells * cells).
         colours: Its colour (tiles, cells * cells).
         centres: 1 where the centre of a shape lies in a cell (tiles, cells * cells).
+        edges: 1 + the step of `BOX_STEPS` of the left, top, right and bottom edge of the thing whose centre lies in a
+            cell, within its tile (tiles, cells * cells, 4).
     """
 
     half_chars: np.ndarray
@@ -44,6 +52,7 @@ class TileLabels:
     kinds: np.ndarray
     colours: np.ndarray
     centres: np.ndarray
+    edges: np.ndarray
 
     @classmethod
     def stack(cls, labels: list["TileLabels"]) -> "TileLabels":
@@ -58,6 +67,11 @@ class Geometry:
     tile_size: int
     patch_size: int
     cell_size: int
+
+
+def box_steps(box: tuple[float, float, float, float], size: tuple[float, float]) -> list[int]:
+    """Round a box to the grid of `BOX_STEPS` per side: left, top, right, bottom in 0..BOX_STEPS."""
+    return [max(0, min(BOX_STEPS, round(BOX_STEPS * edge / size[index % 2]))) for index, edge in enumerate(box)]
 
 
 def cut_pixels(scene: Scene, grid: tuple[int, int], tile_size: int) -> np.ndarray:
@@ -98,6 +112,7 @@ def label_tiles(scene: Scene, grid: tuple[int, int], geometry: Geometry) -> Tile
     per_cell = cell // patch
     cell_owner = owner.reshape(height // cell, per_cell, width // cell, per_cell).max(axis=(1, 3))
     half_chars, chars, spelled = _label_characters(scene, (width, height), geometry)
+    centres, edges = _label_places(scene, grid, geometry)
     maps = {
         "half_chars": half_chars,
         "patch_kinds": kind_of[owner],
@@ -106,10 +121,11 @@ def label_tiles(scene: Scene, grid: tuple[int, int], geometry: Geometry) -> Tile
         "spelled": spelled,
         "kinds": kind_of[cell_owner],
         "colours": colour_of[cell_owner],
-        "centres": _label_centres(scene, (width, height), cell),
+        "centres": centres,
+        "edges": edges,
     }
     tiles = {name: _split(array, grid) for name, array in maps.items()}
-    for name in ("chars", "spelled", "kinds", "colours", "centres"):
+    for name in ("chars", "spelled", "kinds", "colours", "centres", "edges"):
         tiles[name] = tiles[name].reshape(columns * rows, -1, *tiles[name].shape[3:])
     return TileLabels(**tiles)
 
@@ -131,7 +147,7 @@ def _label_characters(scene: Scene, size: tuple[int, int], geometry: Geometry) -
     step_x, step_y, cell = geometry.patch_size / 2, geometry.patch_size, geometry.cell_size
     half_chars = np.zeros((round(size[1] / step_y), round(size[0] / step_x)), dtype=np.int64)
     chars = np.zeros((size[1] // cell, size[0] // cell, SLOTS), dtype=np.int64)
-    spelled = np.zeros_like(chars)
+    spelled = np.zeros((*chars.shape[:2], PLACES), dtype=np.int64)
     for place, glyph in ((place, glyph) for thing in scene.things for place, glyph in enumerate(thing.glyphs)):
         left, right = glyph.box[0] * scale_x, glyph.box[2] * scale_x
         top, bottom = glyph.box[1] * scale_y, glyph.box[3] * scale_y
@@ -143,16 +159,25 @@ def _label_characters(scene: Scene, size: tuple[int, int], geometry: Geometry) -
         free = np.flatnonzero(chars[row, column] == 0)
         if free.size:
             chars[row, column, free[0]] = label
-        if place < SLOTS:
+        if place < PLACES:
             spelled[row, column, place] = label
     return half_chars, chars, spelled
 
 
-def _label_centres(scene: Scene, size: tuple[int, int], cell: int) -> np.ndarray:
-    scale_x, scale_y = _scale(scene, size)
-    centres = np.zeros((size[1] // cell, size[0] // cell), dtype=np.int64)
+def _label_places(scene: Scene, grid: tuple[int, int], geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """Mark the cell of every thing's centre: whether it is a shape's, and where the edges of the thing are."""
+    columns, rows = grid
+    tile, cell = geometry.tile_size, geometry.cell_size
+    scale_x, scale_y = _scale(scene, (columns * tile, rows * tile))
+    centres = np.zeros((rows * tile // cell, columns * tile // cell), dtype=np.int64)
+    edges = np.zeros((*centres.shape, 4), dtype=np.int64)
     for thing in scene.things:
-        if thing.kind != NUMBER:
-            centre_x, centre_y = (thing.box[0] + thing.box[2]) / 2, (thing.box[1] + thing.box[3]) / 2
-            centres[int(centre_y * scale_y / cell), int(centre_x * scale_x / cell)] = 1
-    return centres
+        box = [edge * (scale_y if index % 2 else scale_x) for index, edge in enumerate(thing.box)]
+        x = min(max((box[0] + box[2]) / 2, 0), columns * tile - 1)
+        y = min(max((box[1] + box[3]) / 2, 0), rows * tile - 1)
+        place = int(y / cell), int(x / cell)
+        centres[place] |= thing.kind in SHAPES
+        corner = [x // tile * tile, y // tile * tile] * 2
+        within = tuple(edge - start for edge, start in zip(box, corner, strict=True))
+        edges[place] = [1 + step for step in box_steps(within, (tile, tile))]
+    return centres, edges

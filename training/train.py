@@ -94,7 +94,8 @@ class Trainer:
         self.config, self.stage, self.settings = config, stage, config["stages"][stage]
         self.model = build_model(config["seed"], folder)
         hidden_size = self.model.config.llm_config.hidden_size
-        self.codes = OracleCodes(hidden_size, config["seed"]).bfloat16()
+        cells = round(self.model.num_image_token**0.5)
+        self.codes = OracleCodes(hidden_size, config["seed"], cells).bfloat16()
         factor = round(1 / config["model"]["downsample_ratio"])
         self.heads = TrainingHeads(self.model.config.vision_config.hidden_size, hidden_size, factor)
         encoder = None
@@ -119,6 +120,9 @@ class Trainer:
         named |= {f"heads.{name}": value for name, value in self.heads.named_parameters()}
         with torch.no_grad():
             for name, value in states.items():
+                if name.startswith("heads.") and named[name].shape != value.shape:
+                    logger.info("%s starts anew: it was %s, is %s", name, list(value.shape), list(named[name].shape))
+                    continue
                 named[name].copy_(value)
         trained = {name: value for name, value in named.items() if name.startswith(TRAINED[self.stage])}
         for name, value in named.items():
@@ -154,6 +158,9 @@ class Trainer:
         if batch.input_ids is not None:
             output = self.model(
                 input_ids=batch.input_ids,
+                # Without a mask, gaps between positions would pass for borders between packed texts.
+                attention_mask=torch.ones_like(batch.input_ids),
+                position_ids=batch.position_ids,
                 visual_features=tokens,
                 labels=batch.input_ids,
                 loss_weight=batch.weights,
