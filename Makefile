@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python
 JOBS ?= 2
-IMAGE ?= examples/shapes.png
-QUESTION ?= What number is written?
+IMAGE ?=
+QUESTION ?=
 MODEL ?= tiny
 
 .PHONY: chat test test-slow lint format window clean
@@ -14,8 +14,8 @@ $(VENV)/ready: requirements.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-chat: $(VENV)/ready  ## Ask the embedded checkpoint about a picture: make chat IMAGE=path QUESTION="..." MODEL=folder
-	@$(RUN) examples/chat.py --model "$(MODEL)" "$(IMAGE)" "$(QUESTION)"
+chat: $(VENV)/ready  ## Ask about the examples, or: make chat IMAGE=path QUESTION="..." MODEL=folder
+	@$(RUN) examples/chat.py --model "$(MODEL)" $(if $(IMAGE),"$(IMAGE)" "$(QUESTION)")
 
 test: $(VENV)/ready  ## The fast tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) -m "not slow and not gpu"

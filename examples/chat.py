@@ -1,6 +1,7 @@
-"""Ask a question about a picture: shows how the picture is cut into tiles and streams the answer.
+"""Ask questions about a picture: shows how the picture is cut into tiles and streams the answers.
 
-Usage: `python examples/chat.py [--model FOLDER] [--max-tiles N] PICTURE QUESTION`
+Usage: `python examples/chat.py [--model FOLDER] [--max-tiles N] [PICTURE QUESTION...]`; without a picture, the examples are
+asked about in English and in Chinese.
 """
 
 import argparse
@@ -11,6 +12,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, logging
 
 
 ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = {
+    "examples/shapes.png": ("What number is written?", "What colour is the circle?", "图中的五角星是什么颜色？"),
+    "examples/sign.png": ("What does the blue text say?", "红色的文字写的是什么？"),
+    "examples/receipt.png": ("What is the total?", "milk多少钱？"),
+}
 
 
 def show_plan(path: str, plan: object, num_image_tokens: int) -> None:
@@ -23,13 +29,15 @@ def show_plan(path: str, plan: object, num_image_tokens: int) -> None:
 
 
 def main() -> int:
-    """Load, show the plan, stream the answer."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("picture")
-    parser.add_argument("question")
+    """Load, show the plan, stream the answers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("picture", nargs="?", help="path of a picture (default: the examples)")
+    parser.add_argument("questions", nargs="*", metavar="question", help="what to ask about it")
     parser.add_argument("--model", default="tiny", help="checkpoint folder (default: the embedded one)")
     parser.add_argument("--max-tiles", type=int, help="most tiles of the picture, thumbnail not counted")
     options = parser.parse_args()
+    if options.picture and not options.questions:
+        parser.error(f"no question about {options.picture}: give at least one after the picture")
     logging.disable_progress_bar()
 
     # The embedded checkpoint has no code of its own: Transformers takes it from the repository's root.
@@ -39,14 +47,17 @@ def main() -> int:
     model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype="auto", **where)
 
     settings = {} if options.max_tiles is None else {"max_tiles": options.max_tiles}
-    plan = processor.image_processor.plan(options.picture, **settings)
-    show_plan(options.picture, plan, sum(processor.count_image_tokens(options.picture, **settings)))
-
-    tiles = processor.image_processor(options.picture, **settings)
-    print(f"> {options.question}")
-    for piece in model.chat_stream(processor.tokenizer, tiles["pixel_values"], options.question):
-        print(piece, end="", flush=True)
-    print()
+    asked = {options.picture: options.questions} if options.picture else EXAMPLES
+    for picture, questions in asked.items():
+        path = picture if options.picture else str(ROOT / picture)
+        plan = processor.image_processor.plan(path, **settings)
+        show_plan(picture, plan, sum(processor.count_image_tokens(path, **settings)))
+        tiles = processor.image_processor(path, **settings)["pixel_values"]
+        for question in questions:
+            print(f"> {question}")
+            for piece in model.chat_stream(processor.tokenizer, tiles, question):
+                print(piece, end="", flush=True)
+            print("\n")
     return 0
 
 

@@ -8,14 +8,14 @@ from training.tiles import BOX_STEPS, CHARACTERS, COLOUR_IDS, KIND_IDS, PLACES, 
 
 # Most patches and cells show nothing; they count this much against those that show something.
 NOTHING_WEIGHT = 0.2
-NOT_SPELLED_WEIGHT = 0.05
+NOT_SPELLED_WEIGHT = 0.2
 # The language model has done its sorting after this many of its layers.
 SPELLING_LAYER = 2
 CHAR_CLASSES, KIND_CLASSES, COLOUR_CLASSES = len(CHARACTERS) + 1, len(KIND_IDS) + 1, len(COLOUR_IDS) + 1
 PATCH_CLASSES = (CHAR_CLASSES, CHAR_CLASSES, KIND_CLASSES, COLOUR_CLASSES)
 SPELLING_CLASSES = (CHAR_CLASSES,) * PLACES
 EDGE_CLASSES = (BOX_STEPS + 2,) * 4
-CELL_CLASSES = (CHAR_CLASSES,) * SLOTS + (KIND_CLASSES, COLOUR_CLASSES, 2) + EDGE_CLASSES
+CELL_CLASSES = (CHAR_CLASSES,) * SLOTS + (KIND_CLASSES, COLOUR_CLASSES, 2) + EDGE_CLASSES + (PLACES + 2,)
 
 
 class TrainingHeads(nn.Module):
@@ -53,7 +53,7 @@ class TrainingHeads(nn.Module):
         return _losses(self.patch_reader(self.patch_norm(patches)), PATCH_CLASSES, targets)
 
     def code_loss(self, tokens: torch.Tensor, labels: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Ask every image token for its characters in order, kind of thing, colour, centre and edges.
+        """Ask every image token for its characters in order, kind of thing, colour, centre, edges and first place.
 
         Args:
             tokens: Projected image tokens (tiles, cells, hidden).
@@ -63,7 +63,7 @@ class TrainingHeads(nn.Module):
             The mean cross-entropy of these.
         """
         rest = torch.stack([labels["kinds"], labels["colours"], labels["centres"]], dim=-1)
-        targets = torch.cat([labels["chars"], rest, labels["edges"]], dim=-1)
+        targets = torch.cat([labels["chars"], rest, labels["edges"], labels["firsts"][..., None]], dim=-1)
         return _losses(self.cell_reader(tokens), CELL_CLASSES, targets)
 
     def spelling_loss(self, states: torch.Tensor, labels: dict[str, torch.Tensor]) -> torch.Tensor:

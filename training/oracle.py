@@ -10,7 +10,7 @@ it.
 import torch
 from torch import nn
 
-from training.tiles import BOX_STEPS, CHARACTERS, COLOUR_IDS, DIGITS, KIND_IDS, SLOTS, TileLabels
+from training.tiles import BOX_STEPS, CHARACTERS, COLOUR_IDS, DIGITS, KIND_IDS, PLACES, SLOTS, TileLabels
 
 
 # Kinds that the codes began with; what came later is drawn later, so that weights trained before stay valid.
@@ -18,8 +18,8 @@ FIRST_KINDS = 7
 SIDES = 4
 # Waves per tile side that tell places apart, from coarse (which is further left?) to fine (which step exactly?).
 WAVES = (0.5, 1.0, 2.0, 4.0, 8.0)
-# Where a cell lies matters less than what it shows.
-CELL_PLACE_WEIGHT = 0.5
+# Characters are many and share a cell: all else is said in a lower voice, or they would not be told apart.
+WEIGHTS = {"kinds": 0.6, "colours": 0.6, "centres": 1.0, "firsts": 0.6, "edges": 0.4, "places": 0.25}
 
 
 class OracleCodes(nn.Module):
@@ -52,31 +52,33 @@ class OracleCodes(nn.Module):
         kinds = torch.cat([kinds, codes(len(KIND_IDS) - FIRST_KINDS)])
         edges = torch.stack([_waves(BOX_STEPS + 1) @ codes(2 * len(WAVES)) for _ in range(SIDES)])
         rows, columns = (_waves(cells) @ codes(2 * len(WAVES)) for _ in range(2))
+        firsts = codes(PLACES + 1)
         nothing = torch.zeros(1, hidden_size)
         slots = torch.stack([torch.cat([nothing, characters @ turn]) for turn in turns])
-        places = CELL_PLACE_WEIGHT * (rows[:, None] + columns[None]).flatten(0, 1)
+        places = (rows[:, None] + columns[None]).flatten(0, 1)
         self.register_buffer("characters", slots)  # (slots, 1 + characters, hidden)
-        self.register_buffer("kinds", torch.cat([nothing, kinds]))
-        self.register_buffer("colours", torch.cat([nothing, colours]))
-        self.register_buffer("centres", torch.cat([nothing, centres]))
-        self.register_buffer(
-            "edges", torch.cat([nothing.expand(SIDES, 1, -1), edges], dim=1)
-        )  # (sides, 2 + steps, hidden)
-        self.register_buffer("places", places)  # (cells * cells, hidden)
+        self.register_buffer("kinds", WEIGHTS["kinds"] * torch.cat([nothing, kinds]))
+        self.register_buffer("colours", WEIGHTS["colours"] * torch.cat([nothing, colours]))
+        self.register_buffer("centres", WEIGHTS["centres"] * torch.cat([nothing, centres]))
+        edges = torch.cat([nothing.expand(SIDES, 1, -1), edges], dim=1)
+        self.register_buffer("edges", WEIGHTS["edges"] * edges)  # (sides, 2 + steps, hidden)
+        self.register_buffer("firsts", WEIGHTS["firsts"] * torch.cat([nothing, firsts]))
+        self.register_buffer("places", WEIGHTS["places"] * places)  # (cells * cells, hidden)
         self.register_buffer("empty", empty[0])
 
     def forward(self, labels: dict[str, torch.Tensor]) -> torch.Tensor:
         """Make the tokens.
 
         Args:
-            labels: `chars` (tiles, cells, slots), `kinds`, `colours` and `centres` (tiles, cells), `edges` (tiles,
-                cells, 4).
+            labels: `chars` (tiles, cells, slots), `firsts`, `kinds`, `colours` and `centres` (tiles, cells), `edges`
+                (tiles, cells, 4).
 
         Returns:
             Tokens of unit mean square (tiles, cells, hidden).
         """
         chars = labels["chars"]
         token = self.kinds[labels["kinds"]] + self.colours[labels["colours"]] + self.centres[labels["centres"]]
+        token = token + self.firsts[labels["firsts"]]
         for slot in range(SLOTS):
             token = token + self.characters[slot][chars[..., slot]]
         for side in range(SIDES):

@@ -422,7 +422,7 @@ def draw_page(rng: random.Random, size: tuple[int, int], font_sizes: tuple[float
     scene = Scene.blank(size, background)
     colours = visible_colours(background)
     for _ in range(16):
-        kind = rng.choices(TEXTS, (1, 3, 2))[0]
+        kind = rng.choices(TEXTS, (1, 4, 3))[0]
         add_text(scene, rng, kind, random_text(rng, kind), rng.choice(colours), log_uniform(rng, *font_sizes))
     return scene
 

@@ -37,6 +37,7 @@ class TileLabels:
         patch_colours: Its colour (tiles, patches, patches).
         chars: Characters whose centre lies in a cell, in reading order (tiles, cells * cells, SLOTS).
         spelled: The same characters, each at its place in its text instead of its cell (tiles, cells * cells, PLACES).
+        firsts: 1 + the place in its text of the first character in a cell, at most PLACES + 1 (tiles, cells * cells).
         kinds: Kind of thing in a cell (tiles, cells * cells).
         colours: Its colour (tiles, cells * cells).
         centres: 1 where the centre of a shape lies in a cell (tiles, cells * cells).
@@ -49,6 +50,7 @@ class TileLabels:
     patch_colours: np.ndarray
     chars: np.ndarray
     spelled: np.ndarray
+    firsts: np.ndarray
     kinds: np.ndarray
     colours: np.ndarray
     centres: np.ndarray
@@ -111,7 +113,7 @@ def label_tiles(scene: Scene, grid: tuple[int, int], geometry: Geometry) -> Tile
     # Where one cell holds patches of two things, the one drawn last wins.
     per_cell = cell // patch
     cell_owner = owner.reshape(height // cell, per_cell, width // cell, per_cell).max(axis=(1, 3))
-    half_chars, chars, spelled = _label_characters(scene, (width, height), geometry)
+    half_chars, chars, spelled, firsts = _label_characters(scene, (width, height), geometry)
     centres, edges = _label_places(scene, grid, geometry)
     maps = {
         "half_chars": half_chars,
@@ -119,13 +121,14 @@ def label_tiles(scene: Scene, grid: tuple[int, int], geometry: Geometry) -> Tile
         "patch_colours": colour_of[owner],
         "chars": chars,
         "spelled": spelled,
+        "firsts": firsts,
         "kinds": kind_of[cell_owner],
         "colours": colour_of[cell_owner],
         "centres": centres,
         "edges": edges,
     }
     tiles = {name: _split(array, grid) for name, array in maps.items()}
-    for name in ("chars", "spelled", "kinds", "colours", "centres", "edges"):
+    for name in ("chars", "spelled", "firsts", "kinds", "colours", "centres", "edges"):
         tiles[name] = tiles[name].reshape(columns * rows, -1, *tiles[name].shape[3:])
     return TileLabels(**tiles)
 
@@ -148,6 +151,7 @@ def _label_characters(scene: Scene, size: tuple[int, int], geometry: Geometry) -
     half_chars = np.zeros((round(size[1] / step_y), round(size[0] / step_x)), dtype=np.int64)
     chars = np.zeros((size[1] // cell, size[0] // cell, SLOTS), dtype=np.int64)
     spelled = np.zeros((*chars.shape[:2], PLACES), dtype=np.int64)
+    firsts = np.zeros(chars.shape[:2], dtype=np.int64)
     for place, glyph in ((place, glyph) for thing in scene.things for place, glyph in enumerate(thing.glyphs)):
         left, right = glyph.box[0] * scale_x, glyph.box[2] * scale_x
         top, bottom = glyph.box[1] * scale_y, glyph.box[3] * scale_y
@@ -159,9 +163,11 @@ def _label_characters(scene: Scene, size: tuple[int, int], geometry: Geometry) -
         free = np.flatnonzero(chars[row, column] == 0)
         if free.size:
             chars[row, column, free[0]] = label
+        if free.size == SLOTS:
+            firsts[row, column] = 1 + min(place, PLACES)
         if place < PLACES:
             spelled[row, column, place] = label
-    return half_chars, chars, spelled
+    return half_chars, chars, spelled, firsts
 
 
 def _label_places(scene: Scene, grid: tuple[int, int], geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:

@@ -102,6 +102,8 @@ class Trainer:
         if stage != "vision":
             encoder = PromptEncoder(folder / "tokenizer.model", self.model.num_image_token)
         self.batches = Batches(config, stage, encoder)
+        # On CPUs the fused kernel's backward pass is slower than plain products.
+        self.model.vision_model.set_attn_implementation("eager")
         self.shuffled: torch.Tensor | None = None
         self.model.mlp1.register_forward_pre_hook(self._keep_projector_input)
         self.model.train()

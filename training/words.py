@@ -53,7 +53,7 @@ def words(held_out: bool) -> tuple[str, ...]:
 
 def with_case(rng: random.Random, word: str) -> str:
     """Write a word in upper case, lower case or with a capital."""
-    return rng.choices((word.upper(), word, word.capitalize()), (5, 3, 2))[0]
+    return rng.choices((word.upper(), word, word.capitalize()), (4, 4, 2))[0]
 
 
 def random_word(rng: random.Random, held_out: bool) -> str:
