@@ -1,17 +1,15 @@
 """Writes a training checkpoint as a checkpoint folder in the published layout.
 
 That is: sharded bf16 safetensors, config, tokenizer and the other data files, no training heads. Run it with
-`python -m training.export RUNS/joint/last.pt`.
+`python -m training.export RUNS/joint`.
 """
 
 import argparse
 from pathlib import Path
 
-import torch
-
 from training.data import load_config
 from training.prepare import TINY, write_data_files
-from training.train import build_model
+from training.train import build_model, read_weights
 
 
 # Two shards or more, so that the index is exercised as with the published 26B weights.
@@ -22,13 +20,13 @@ def export(checkpoint: Path, folder: Path) -> None:
     """Write the weights of a training checkpoint, without the training heads.
 
     Args:
-        checkpoint: A `last.pt`.
+        checkpoint: A run, checkpoint folder or file, see `read_weights`.
         folder: Receives the weights; its data files are written anew.
     """
     config = load_config()
     write_data_files(folder, config)
     model = build_model(config["seed"], folder)
-    weights = torch.load(checkpoint)["weights"]
+    weights = read_weights(checkpoint)
     model.load_state_dict({name: value for name, value in weights.items() if not name.startswith("heads.")})
     for old in folder.glob("*.safetensors"):
         old.unlink()
@@ -44,7 +42,7 @@ def export(checkpoint: Path, folder: Path) -> None:
 def main() -> None:
     """Export from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="last.pt of a run")
+    parser.add_argument("checkpoint", type=Path, help="a run, or one of its checkpoints")
     parser.add_argument("--folder", type=Path, default=TINY, help="checkpoint folder to write")
     arguments = parser.parse_args()
     export(arguments.checkpoint, arguments.folder)

@@ -18,8 +18,11 @@ def rate_at(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
 
 
-class MasterOptimizer:
-    """Steps fp32 copies of the parameters and writes them back.
+class MasterOptimizer(torch.optim.Optimizer):
+    """Steps fp32 copies of the parameters, the masters, and writes them back.
+
+    Its parameter groups hold the parameters, so that a learning rate scheduler sets their `lr`. Make it before the
+    parameters become bf16: the masters are taken from what they are then.
 
     Args:
         parameters: Trained parameters by name.
@@ -30,53 +33,66 @@ class MasterOptimizer:
     def __init__(self, parameters: dict[str, nn.Parameter], settings: dict[str, Any], scale: float) -> None:
         self.parameters, self.clip = parameters, settings["clip"]
         self.masters = {name: value.detach().float().clone() for name, value in parameters.items()}
-        groups = {"muon": [], "adam": [], "patch": []}
+        names = {kind: [] for kind in ("muon", "adam", "patch")}
         for name, master in self.masters.items():
-            groups[_group_of(name, master)].append(master)
-        decay = settings["weight_decay"]
-        adam = [
-            {"params": groups["adam"], "lr": scale * settings["adam_lr"]},
-            # Pages are mostly one flat colour: a large constant input that a high rate would blow up.
-            {"params": groups["patch"], "lr": scale * settings["patch_embedding_lr"]},
+            names[_group_of(name, master)].append(name)
+        names = {kind: members for kind, members in names.items() if members}
+        # Pages are mostly one flat colour: a large constant input that a high rate would blow up.
+        peaks = {"muon": "muon_lr", "adam": "adam_lr", "patch": "patch_embedding_lr"}
+        groups = [
+            {"params": [parameters[name] for name in members], "lr": scale * settings[peaks[kind]]}
+            for kind, members in names.items()
         ]
-        self.optimizers = [torch.optim.AdamW([g for g in adam if g["params"]], betas=(0.9, 0.98), weight_decay=decay)]
-        if groups["muon"]:
-            rate = scale * settings["muon_lr"]
-            self.optimizers.append(
-                torch.optim.Muon(groups["muon"], lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-            )
-        self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        super().__init__(groups, {})
+        self.workers = [
+            _worker(kind, [self.masters[name] for name in members], settings["weight_decay"])
+            for kind, members in names.items()
+        ]
 
-    def step(self, rate: float) -> None:
-        """Apply the gradients of the parameters at `rate` of the peak learning rates, and clear them."""
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Clip the gradients of all parameters together and apply them; a missing gradient counts as zeros.
+
+        Args:
+            closure: Part of PyTorch's interface; the gradients must be there already.
+        """
         for name, master in self.masters.items():
             grad = self.parameters[name].grad
             master.grad = torch.zeros_like(master) if grad is None else grad.float()
-            self.parameters[name].grad = None
-        torch.nn.utils.clip_grad_norm_(self.masters.values(), self.clip)
-        for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = rate * peak
-            optimizer.step()
-        with torch.no_grad():
-            for name, master in self.masters.items():
-                self.parameters[name].copy_(master)
+        nn.utils.clip_grad_norm_(self.masters.values(), self.clip)
+        for worker, group in zip(self.workers, self.param_groups, strict=True):
+            worker.param_groups[0]["lr"] = group["lr"]
+            worker.step()
+        self._write_back()
 
     def state_dict(self) -> dict[str, Any]:
-        """Give masters and moments."""
-        return {"masters": self.masters, "optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+        """Give learning rates, masters and moments."""
+        workers = [worker.state_dict() for worker in self.workers]
+        return super().state_dict() | {"masters": self.masters, "workers": workers}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        with torch.no_grad():
-            for name, master in self.masters.items():
-                master.copy_(state["masters"][name])
-                self.parameters[name].copy_(master)
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        super().load_state_dict(state_dict)
+        for name, master in self.masters.items():
+            master.copy_(state_dict["masters"][name])
+        for worker, saved in zip(self.workers, state_dict["workers"], strict=True):
+            worker.load_state_dict(saved)
+        self._write_back()
+
+    def _write_back(self) -> None:
+        for name, master in self.masters.items():
+            self.parameters[name].copy_(master)
 
 
 def _group_of(name: str, value: torch.Tensor) -> str:
     if "patch_embedding" in name:
         return "patch"
     return "muon" if value.ndim == 2 and not any(part in name for part in ADAM_NAMES) else "adam"
+
+
+def _worker(kind: str, masters: list[torch.Tensor], weight_decay: float) -> torch.optim.Optimizer:
+    """Make the optimizer of one group's masters; its learning rate is set at every step."""
+    if kind == "muon":
+        return torch.optim.Muon(masters, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    return torch.optim.AdamW(masters, betas=(0.9, 0.98), weight_decay=weight_decay)

@@ -7,26 +7,27 @@ same weights. The commands are in `training/README.md`.
 """
 
 import argparse
-import json
 import logging
-import os
 import random
-import time
 from collections import defaultdict
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import nn
-from tqdm import tqdm
-from transformers import AutoConfig, AutoModel
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset
+from transformers import AutoConfig, AutoModel, TrainingArguments
 
 from training.data import Batch, Batches, PromptEncoder, load_config
 from training.heads import SPELLING_LAYER, TrainingHeads, pull_loss
 from training.optim import MasterOptimizer, rate_at
 from training.oracle import OracleCodes
 from training.prepare import ROOT, TINY
+from training.trainer import RunTrainer, TimedCheckpoints, last_checkpoint
 
 
 logger = logging.getLogger(__name__)
@@ -36,8 +37,9 @@ TRAINED = {
     "vision": ("vision_model", "mlp1", "heads"),
     "joint": ("language_model", "vision_model", "mlp1", "heads"),
 }
-SAVE_EVERY_SECONDS = 90
+SAVE_EVERY_SECONDS, SAVE_EVERY_STEPS = 90, 500
 LOG_EVERY_STEPS = 50
+WEIGHTS_FILE = "model.safetensors"
 
 
 def build_model(seed: int, folder: Path = TINY) -> nn.Module:
@@ -55,7 +57,7 @@ def build_model(seed: int, folder: Path = TINY) -> nn.Module:
         config = AutoConfig.from_pretrained(ROOT, subfolder=folder.name, trust_remote_code=True)
     else:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    config.torch_dtype = None
+    config.dtype = None
     model = AutoModel.from_config(config, trust_remote_code=True, dtype=torch.float32)
     _initialise(model)
     return model
@@ -81,8 +83,8 @@ def _initialise(model: nn.Module) -> None:
     filters.sub_(filters.mean(dim=(1, 2, 3), keepdim=True))  # blind to plain grey, as large white areas dominate
 
 
-class Trainer:
-    """Everything one stage needs: model, heads, codes, batches, optimizer.
+class StageModel(nn.Module):
+    """What one stage trains, the model and its heads; the forward pass gives the loss of a batch.
 
     Args:
         config: The training configuration.
@@ -91,48 +93,71 @@ class Trainer:
     """
 
     def __init__(self, config: dict[str, Any], stage: str, folder: Path = TINY) -> None:
-        self.config, self.stage, self.settings = config, stage, config["stages"][stage]
+        super().__init__()
+        self.stage, self.settings = stage, config["stages"][stage]
         self.model = build_model(config["seed"], folder)
         hidden_size = self.model.config.llm_config.hidden_size
         cells = round(self.model.num_image_token**0.5)
         self.codes = OracleCodes(hidden_size, config["seed"], cells).bfloat16()
         factor = round(1 / config["model"]["downsample_ratio"])
         self.heads = TrainingHeads(self.model.config.vision_config.hidden_size, hidden_size, factor)
-        encoder = None
-        if stage != "vision":
-            encoder = PromptEncoder(folder / "tokenizer.model", self.model.num_image_token)
-        self.batches = Batches(config, stage, encoder)
         # On CPUs the fused kernel's backward pass is slower than plain products.
         self.model.vision_model.set_attn_implementation("eager")
         self.shuffled: torch.Tensor | None = None
         self.model.mlp1.register_forward_pre_hook(self._keep_projector_input)
-        self.model.train()
-        self.step = 0
+        for name, value in self.weights().items():
+            value.requires_grad_(name.startswith(TRAINED[stage]))
 
     def _keep_projector_input(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         self.shuffled = inputs[0]
 
-    def start(self, states: dict[str, torch.Tensor]) -> None:
-        """Take over weights of earlier stages and set up the optimizer.
+    def weights(self) -> dict[str, nn.Parameter]:
+        """Give the parameters by their names in the checkpoint, those of the heads prefixed "heads."."""
+        return dict(self.model.named_parameters()) | {
+            f"heads.{name}": value for name, value in self.heads.named_parameters()
+        }
+
+    @torch.no_grad()
+    def take_over(self, states: dict[str, torch.Tensor]) -> None:
+        """Take over the weights of an earlier stage or run.
 
         Args:
-            states: Weights by name, those of the heads prefixed "heads."; names that are missing keep their values.
+            states: Weights by name, as `weights` names them, or none at all. Heads that are missing or have another
+                shape start anew.
+
+        Raises:
+            ValueError: If the model's own weights differ in names or shapes.
         """
-        named = dict(self.model.named_parameters())
-        named |= {f"heads.{name}": value for name, value in self.heads.named_parameters()}
-        with torch.no_grad():
-            for name, value in states.items():
-                if name.startswith("heads.") and named[name].shape != value.shape:
-                    logger.info("%s starts anew: it was %s, is %s", name, list(value.shape), list(named[name].shape))
-                    continue
-                named[name].copy_(value)
-        trained = {name: value for name, value in named.items() if name.startswith(TRAINED[self.stage])}
-        for name, value in named.items():
-            value.requires_grad_(name in trained)
-        # Masters are taken from fp32 weights before those become bf16.
-        self.optimizer = MasterOptimizer(trained, self.config["optimizer"], self.settings["rate"])
-        self.model.bfloat16()
-        self.heads.bfloat16()
+        if not states:
+            return
+        named = self.weights()
+        fitting = {name for name, value in states.items() if name in named and value.shape == named[name].shape}
+        differing = sorted((named.keys() | states.keys()) - fitting)
+        wrong = [name for name in differing if not name.startswith("heads.")]
+        if wrong:
+            raise ValueError(
+                f"{len(wrong)} weights do not fit the model by name and shape; the first is {wrong[0]!r}. "
+                "Start from a checkpoint of the model that training/config.json describes."
+            )
+        for name in differing:
+            logger.info("%s starts anew: the checkpoint has none of this shape", name)
+        for name in fitting:
+            named[name].copy_(states[name])
+
+    def forward(self, number: int, batch: dict[str, Any]) -> dict[str, Any]:
+        """Compute the weighted sum of the losses that a batch has in this stage.
+
+        Args:
+            number: The batch's number, seed of the noise on oracle tokens.
+            batch: The fields of a `Batch`.
+
+        Returns:
+            `loss`; `losses` by name; `right`, for each task whether each answer would be exactly right.
+        """
+        found, right = self.losses(Batch(**batch), number)
+        weights = {"oracle_language": 1.0} | self.settings["losses"]
+        loss = sum(weights[name] * value for name, value in found.items())
+        return {"loss": loss, "losses": {name: value.detach() for name, value in found.items()}, "right": right}
 
     def losses(self, batch: Batch, number: int) -> tuple[dict[str, torch.Tensor], dict[str, list[bool]]]:
         """Compute the losses that this batch and stage have.
@@ -150,7 +175,7 @@ class Trainer:
             if batch.pixel_values is None:
                 generator = torch.Generator().manual_seed(number)
                 noise = torch.randn(oracle.shape, generator=generator, dtype=oracle.dtype)
-                tokens = oracle + self.settings["noise"] * noise
+                tokens = oracle + self.settings["noise"] * noise.to(oracle.device)
             else:
                 tokens = self.model.get_image_features(batch.pixel_values)
                 found["pull"] = pull_loss(tokens, oracle, batch.labels)
@@ -176,23 +201,6 @@ class Trainer:
             right = _exact_answers(output.logits, batch)
         return found, right
 
-    def backward(self, number: int) -> tuple[dict[str, float], dict[str, list[bool]], int]:
-        """Draw batch `number`, add its gradients, and give its losses, exact answers and size."""
-        with_pixels = random.Random(f"pixels {number}").random() >= self.settings.get("oracle_share", 0)
-        batch = self.batches.batch(number, with_pixels and self.stage != "language")
-        found, right = self.losses(batch, number)
-        weights = {"oracle_language": 1.0} | self.settings["losses"]
-        sum(weights[name] * loss for name, loss in found.items()).backward()
-        return {name: loss.item() for name, loss in found.items()}, right, batch.size
-
-    def state_dict(self) -> dict[str, Any]:
-        """Give everything that exact continuation needs."""
-        weights = {name: value.detach().float() for name, value in self.model.named_parameters()}
-        weights |= {f"heads.{name}": value.detach().float() for name, value in self.heads.named_parameters()}
-        # The masters are finer than the bf16 weights that were rounded from them.
-        weights |= self.optimizer.masters
-        return {"step": self.step, "weights": weights, "optimizer": self.optimizer.state_dict()}
-
 
 def _exact_answers(logits: torch.Tensor, batch: Batch) -> dict[str, list[bool]]:
     """Judge each answer by the most likely token at each of its positions, given the right ones before it."""
@@ -204,106 +212,165 @@ def _exact_answers(logits: torch.Tensor, batch: Batch) -> dict[str, list[bool]]:
     return right
 
 
-class Progress:
-    """Running means for the progress bar and the log file.
+class NumberedBatches(Dataset):
+    """The batches of a stage by number: everything about a batch follows from its number.
 
     Args:
-        file: Receives one JSON object per line.
+        batches: Draws them.
+        count: How many there are.
+        oracle_share: Share of the batches that bring oracle tokens instead of pictures.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.reset()
+    def __init__(self, batches: Batches, count: int, oracle_share: float) -> None:
+        self.batches, self.count, self.oracle_share = batches, count, oracle_share
 
-    def reset(self) -> None:
-        """Forget everything."""
-        self.values, self.samples, self.since = defaultdict(list), 0, time.perf_counter()
+    def __len__(self) -> int:
+        return self.count
 
-    def add(self, losses: dict[str, float], right: dict[str, list[bool]], samples: int) -> None:
-        """Take in one batch."""
-        for name, value in losses.items():
-            self.values[name].append(value)
-        for task, hits in right.items():
-            self.values[f"exact {task}"] += hits
-        self.samples += samples
-
-    def flush(self, step: int) -> dict[str, float]:
-        """Write the means to the log file, give them, and start anew."""
-        means = {name: round(sum(values) / len(values), 4) for name, values in sorted(self.values.items())}
-        means["samples/s"] = round(self.samples / (time.perf_counter() - self.since), 1)
-        with self.file.open("a") as file:
-            file.write(json.dumps({"step": step} | means) + "\n")
-        self.reset()
-        return means
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        with_pixels = random.Random(f"pixels {number}").random() >= self.oracle_share
+        batch = self.batches.batch(number, with_pixels)
+        return {"number": number, "batch": vars(batch)}
 
 
-def _world() -> tuple[int, int]:
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+class StageTrainer(RunTrainer):
+    """Trains one stage.
+
+    Args:
+        config: The training configuration.
+        stage: One of `STAGES`.
+        arguments: See `training_arguments`.
+        folder: Checkpoint folder without weights (config and tokenizer).
+    """
+
+    def __init__(self, config: dict[str, Any], stage: str, arguments: TrainingArguments, folder: Path = TINY) -> None:
+        self.config, self.settings = config, config["stages"][stage]
+        self.masters: dict[str, torch.Tensor] = {}
+        model = StageModel(config, stage, folder)
+        tokenizer = folder / "tokenizer.model"
+        encoder = None if stage == "vision" else PromptEncoder(tokenizer, model.model.num_image_token)
+        batches = Batches(config, stage, encoder)
+        oracle_share = 1 if stage == "language" else self.settings.get("oracle_share", 0)
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=NumberedBatches(batches, arguments.max_steps * arguments.world_size, oracle_share),
+            data_collator=itemgetter(0),  # an item is a whole batch
+            callbacks=[TimedCheckpoints(SAVE_EVERY_SECONDS)],
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer; from here on the model computes in bf16."""
+        trained = {name: value for name, value in self.model.weights().items() if value.requires_grad}
+        # Masters are taken from fp32 weights before those become bf16.
+        self.optimizer = MasterOptimizer(trained, self.config["optimizer"], self.settings["rate"])
+        self.masters = self.optimizer.masters
+        self.model.bfloat16()
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Make the schedule of the learning rates."""
+        warmup = self.config["optimizer"]["warmup_steps"]
+        self.lr_scheduler = LambdaLR(self.optimizer, partial(rate_at, steps=num_training_steps, warmup=warmup))
+        return self.lr_scheduler
+
+    def measure(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
+        """Keep every loss, how many answers were exactly right, and the size of the batch."""
+        losses = {name: [value.item()] for name, value in outputs["losses"].items()}
+        right = {f"exact {task}": hits for task, hits in outputs["right"].items()}
+        self.means.add(inputs["batch"]["size"], losses | right)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the weights; the masters are finer than the bf16 weights that were rounded from them."""
+        if not self.args.should_save:
+            return
+        masters = {_inner_name(name): value for name, value in self.masters.items()}
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.model.state_dict() | masters, folder / WEIGHTS_FILE)
 
 
-def _average_gradients(parameters: dict[str, nn.Parameter], world_size: int) -> None:
-    """Average gradients over the processes; a process whose batch had no picture brings zeros."""
-    for value in parameters.values():
-        if value.grad is None:
-            value.grad = torch.zeros_like(value)
-    flat = torch.cat([value.grad.float().flatten() for value in parameters.values()])
-    dist.all_reduce(flat)
-    flat /= world_size
-    for value, part in zip(parameters.values(), flat.split([v.numel() for v in parameters.values()]), strict=True):
-        value.grad.copy_(part.view_as(value))
+def _inner_name(name: str) -> str:
+    """Give the name of a weight within `StageModel`."""
+    return name if name.startswith("heads.") else f"model.{name}"
 
 
-def _save(state: dict[str, Any], file: Path) -> None:
-    """Write a checkpoint so that a kill at any moment leaves the old or the new one whole."""
-    torch.save(state, file.with_suffix(".part"))
-    file.with_suffix(".part").replace(file)
+def training_arguments(config: dict[str, Any], stage: str, run: Path, workers: int = 0) -> TrainingArguments:
+    """Say in the Trainer's words what the configuration says; this starts the processes' group.
+
+    Args:
+        config: The training configuration.
+        stage: One of `STAGES`.
+        run: The run's folder.
+        workers: Processes that draw batches ahead, for each process that trains; 0 draws in the latter.
+
+    Returns:
+        The arguments.
+    """
+    return TrainingArguments(
+        output_dir=str(run),
+        max_steps=config["stages"][stage]["steps"],
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        dataloader_num_workers=workers,
+        logging_steps=LOG_EVERY_STEPS,
+        logging_nan_inf_filter=False,
+        save_steps=SAVE_EVERY_STEPS,
+        save_total_limit=2,
+        dataloader_pin_memory=False,
+        max_grad_norm=0,  # the optimizer clips, in fp32
+        ddp_find_unused_parameters=True,  # a batch may have no picture, or no answer
+        use_cpu=not torch.accelerator.is_available(),  # several processes on CPUs are several only when told so
+        report_to="none",
+        seed=config["seed"],
+    )
 
 
-def _initial_weights(stage: str, runs: Path, start: Path | None) -> dict[str, torch.Tensor]:
-    """Collect what a stage starts from: nothing, the stages before it, or a checkpoint named by the caller."""
+def read_weights(place: Path) -> dict[str, torch.Tensor]:
+    """Read weights by name, those of the training heads prefixed "heads.".
+
+    Args:
+        place: A run's folder, for its last checkpoint; a folder with safetensors; or a file, safetensors or `.pt`.
+
+    Returns:
+        The weights.
+
+    Raises:
+        FileNotFoundError: If there are none.
+    """
+    files = [place]
+    if place.is_dir():
+        folder = last_checkpoint(place) or place
+        files = sorted(folder.glob("*.safetensors")) or list(folder.glob("last.pt"))
+    if not files or not files[0].exists():
+        raise FileNotFoundError(f"{place} holds no weights; expected a run, a checkpoint folder or a file of weights.")
+    weights = {}
+    for file in files:
+        weights |= torch.load(file)["weights"] if file.suffix == ".pt" else load_file(file)
+    return {name.removeprefix("model."): value for name, value in weights.items() if not name.startswith("codes.")}
+
+
+def initial_weights(stage: str, runs: Path, start: Path | None) -> dict[str, torch.Tensor]:
+    """Collect what a stage starts from.
+
+    Args:
+        stage: One of `STAGES`.
+        runs: The folder of all runs.
+        start: A place for `read_weights`, or None for the stages before this one.
+
+    Returns:
+        Weights by name, none for a stage that starts from scratch.
+    """
     if start is not None:
-        return torch.load(start)["weights"]
+        return read_weights(start)
     if stage != "joint":
         return {}
-    language, vision = (torch.load(runs / before / "last.pt")["weights"] for before in ("language", "vision"))
+    language, vision = (read_weights(runs / before) for before in ("language", "vision"))
     chosen = {name: value for name, value in vision.items() if not name.startswith("language_model")}
     return chosen | {name: value for name, value in language.items() if name.startswith(TRAINED["language"])}
-
-
-def train(trainer: Trainer, folder: Path, initial: dict[str, torch.Tensor]) -> None:
-    """Run a stage to its end.
-
-    Args:
-        trainer: The stage.
-        folder: Receives `last.pt` and `log.jsonl`; a `last.pt` found there is continued.
-        initial: Weights to start from.
-    """
-    rank, world_size = _world()
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "last.pt"
-    trainer.start(initial)
-    if file.exists():
-        state = torch.load(file)
-        trainer.optimizer.load_state_dict(state["optimizer"])
-        trainer.step = state["step"]
-    steps, warmup = trainer.settings["steps"], trainer.config["optimizer"]["warmup_steps"]
-    progress, saved = Progress(folder / "log.jsonl"), time.monotonic()
-    bar = tqdm(total=steps, initial=trainer.step, desc=trainer.stage, disable=rank > 0, mininterval=5)
-    while trainer.step < steps:
-        progress.add(*trainer.backward(trainer.step * world_size + rank))
-        if world_size > 1:
-            _average_gradients(trainer.optimizer.parameters, world_size)
-        trainer.optimizer.step(rate_at(trainer.step, steps, warmup))
-        trainer.step += 1
-        bar.update()
-        if rank:
-            continue
-        if trainer.step % LOG_EVERY_STEPS == 0:
-            bar.set_postfix(progress.flush(trainer.step))
-        if time.monotonic() - saved > SAVE_EVERY_SECONDS or trainer.step == steps:
-            _save(trainer.state_dict(), file)
-            saved = time.monotonic()
-    bar.close()
 
 
 def main() -> None:
@@ -312,25 +379,26 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--runs", type=Path, required=True, help="folder of checkpoints and logs, one per stage")
     parser.add_argument("--name", help="name of this run; default: the stage")
-    parser.add_argument("--weights", type=Path, help="checkpoint (last.pt) whose weights to start from")
+    parser.add_argument("--weights", type=Path, help="run, checkpoint folder or file whose weights to start from")
     parser.add_argument("--steps", type=int, help="overrides the configured number of steps")
     parser.add_argument("--rate", type=float, help="overrides the configured share of the peak learning rates")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads per process")
-    arguments = parser.parse_args()
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw batches, per training process")
+    options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
-    torch.set_num_threads(arguments.threads)
-    if _world()[1] > 1:
-        dist.init_process_group("gloo")
     config = load_config()
     for name in ("steps", "rate"):
-        if getattr(arguments, name):
-            config["stages"][arguments.stage][name] = getattr(arguments, name)
-    trainer = Trainer(config, arguments.stage)
-    logger.info("%.2f million parameters", sum(value.numel() for value in trainer.model.parameters()) / 1e6)
-    initial = _initial_weights(arguments.stage, arguments.runs, arguments.weights)
-    train(trainer, arguments.runs / (arguments.name or arguments.stage), initial)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        if getattr(options, name):
+            config["stages"][options.stage][name] = getattr(options, name)
+    run = options.runs / (options.name or options.stage)
+    arguments = training_arguments(config, options.stage, run, options.workers)
+    torch.set_num_threads(options.threads)
+    trainer = StageTrainer(config, options.stage, arguments)
+    logger.info("%.2f million parameters", sum(value.numel() for value in trainer.model.model.parameters()) / 1e6)
+    if last_checkpoint(run) is None:
+        trainer.model.take_over(initial_weights(options.stage, options.runs, options.weights))
+    trainer.run()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
