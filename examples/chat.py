@@ -1,7 +1,7 @@
 """Ask questions about a picture: shows how the picture is cut into tiles and streams the answers.
 
-Usage: `python examples/chat.py [--model FOLDER] [--max-tiles N] [PICTURE QUESTION...]`; without a picture, the examples are
-asked about in English and in Chinese.
+Usage: `python examples/chat.py [--model FOLDER] [--max-tiles N] [PICTURE QUESTION...]`; without a picture, it asks
+about the examples, in English and in Chinese.
 """
 
 import argparse

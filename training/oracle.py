@@ -18,8 +18,10 @@ FIRST_KINDS = 7
 SIDES = 4
 # Waves per tile side that tell places apart, from coarse (which is further left?) to fine (which step exactly?).
 WAVES = (0.5, 1.0, 2.0, 4.0, 8.0)
-# Characters are many and share a cell: all else is said in a lower voice, or they would not be told apart.
-WEIGHTS = {"kinds": 0.6, "colours": 0.6, "centres": 1.0, "firsts": 0.6, "edges": 0.4, "places": 0.25}
+# Characters are many and share a cell: beside them all else is said in a lower voice, or they would not be told apart.
+LOW_VOICE = 0.4
+# Where a cell lies matters less than what it shows.
+CELL_PLACE_WEIGHT = 0.5
 
 
 class OracleCodes(nn.Module):
@@ -55,15 +57,15 @@ class OracleCodes(nn.Module):
         firsts = codes(PLACES + 1)
         nothing = torch.zeros(1, hidden_size)
         slots = torch.stack([torch.cat([nothing, characters @ turn]) for turn in turns])
-        places = (rows[:, None] + columns[None]).flatten(0, 1)
+        places = CELL_PLACE_WEIGHT * (rows[:, None] + columns[None]).flatten(0, 1)
         self.register_buffer("characters", slots)  # (slots, 1 + characters, hidden)
-        self.register_buffer("kinds", WEIGHTS["kinds"] * torch.cat([nothing, kinds]))
-        self.register_buffer("colours", WEIGHTS["colours"] * torch.cat([nothing, colours]))
-        self.register_buffer("centres", WEIGHTS["centres"] * torch.cat([nothing, centres]))
+        self.register_buffer("kinds", torch.cat([nothing, kinds]))
+        self.register_buffer("colours", torch.cat([nothing, colours]))
+        self.register_buffer("centres", torch.cat([nothing, centres]))
         edges = torch.cat([nothing.expand(SIDES, 1, -1), edges], dim=1)
-        self.register_buffer("edges", WEIGHTS["edges"] * edges)  # (sides, 2 + steps, hidden)
-        self.register_buffer("firsts", WEIGHTS["firsts"] * torch.cat([nothing, firsts]))
-        self.register_buffer("places", WEIGHTS["places"] * places)  # (cells * cells, hidden)
+        self.register_buffer("edges", edges)  # (sides, 2 + steps, hidden)
+        self.register_buffer("firsts", torch.cat([nothing, firsts]))
+        self.register_buffer("places", places)  # (cells * cells, hidden)
         self.register_buffer("empty", empty[0])
 
     def forward(self, labels: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -77,14 +79,16 @@ class OracleCodes(nn.Module):
             Tokens of unit mean square (tiles, cells, hidden).
         """
         chars = labels["chars"]
-        token = self.kinds[labels["kinds"]] + self.colours[labels["colours"]] + self.centres[labels["centres"]]
-        token = token + self.firsts[labels["firsts"]]
+        said = self.kinds[labels["kinds"]] + self.colours[labels["colours"]] + self.centres[labels["centres"]]
+        said = said + self.firsts[labels["firsts"]]
+        for side in range(SIDES):
+            said = said + self.edges[side][labels["edges"][..., side]]
+        has_text = chars[..., 0] > 0
+        bare = (labels["kinds"] == 0) & ~has_text
+        said = said + torch.where(bare[..., None], self.empty, self.places)
+        token = torch.where(has_text[..., None], LOW_VOICE, 1.0).to(said.dtype) * said
         for slot in range(SLOTS):
             token = token + self.characters[slot][chars[..., slot]]
-        for side in range(SIDES):
-            token = token + self.edges[side][labels["edges"][..., side]]
-        bare = (labels["kinds"] == 0) & (chars[..., 0] == 0)
-        token = torch.where(bare[..., None], self.empty + token, token + self.places)
         return nn.functional.rms_norm(token, token.shape[-1:])
 
 
