@@ -27,6 +27,7 @@ from training.heads import SPELLING_LAYER, TrainingHeads, pull_loss
 from training.optim import MasterOptimizer, rate_at
 from training.oracle import OracleCodes
 from training.prepare import ROOT, TINY
+from training.tiles import CHARACTERS
 from training.trainer import RunTrainer, TimedCheckpoints, last_checkpoint
 
 
@@ -99,6 +100,7 @@ class StageModel(nn.Module):
         hidden_size = self.model.config.llm_config.hidden_size
         cells = round(self.model.num_image_token**0.5)
         self.codes = OracleCodes(hidden_size, config["seed"], cells).bfloat16()
+        self._start_characters_as_their_codes(PromptEncoder(folder / "tokenizer.model", cells**2))
         factor = round(1 / config["model"]["downsample_ratio"])
         self.heads = TrainingHeads(self.model.config.vision_config.hidden_size, hidden_size, factor)
         # On CPUs the fused kernel's backward pass is slower than plain products.
@@ -107,6 +109,13 @@ class StageModel(nn.Module):
         self.model.mlp1.register_forward_pre_hook(self._keep_projector_input)
         for name, value in self.weights().items():
             value.requires_grad_(name.startswith(TRAINED[stage]))
+
+    @torch.no_grad()
+    def _start_characters_as_their_codes(self, encoder: PromptEncoder) -> None:
+        """Let reading be copying: one map takes all characters of a token to words, instead of one by one."""
+        ids, codes = encoder.spell(CHARACTERS), self.codes.spelling
+        for table in (self.model.language_model.model.tok_embeddings, self.model.language_model.output):
+            table.weight[ids] = codes * table.weight[ids].norm(dim=-1, keepdim=True)
 
     def _keep_projector_input(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         self.shuffled = inputs[0]
