@@ -309,7 +309,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
 
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
-        all_states, all_weights = [hidden_states], []
+        all_states, all_weights = [hidden_states] if output_hidden_states else [], []
         for layer in self.layers:
             hidden_states, weights = layer(
                 hidden_states,

@@ -6,19 +6,29 @@ Shape legend: `tiles` in the batch, `rows`/`columns` of the patch grid, `tile_to
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, Cache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    Cache,
+    GenerationMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple, logging
 
-from .chat_internvl import ChatMixin
+from .chat_internvl import ChatMixin, GenerationOptions
 from .configuration_internvl_chat import InternVLChatConfig
+from .image_features_internvl import EncodedImages
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
 from .prompt_internvl import prompt_format
+from .session_internvl import ChatSession
 from .tiling_internvl import tokens_per_tile
 
 
@@ -165,23 +175,35 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         """Where inputs go. Under offload the first weights may be on no device at all; the embedding's hook knows."""
         return _input_device(self.get_input_embeddings())
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Turn tiles into image tokens.
+    def get_image_features(self, pixel_values: torch.Tensor, vision_batch_size: int | None = None) -> torch.Tensor:
+        """Turn tiles into image tokens, a bounded number of tiles at a time.
 
         Args:
             pixel_values: Normalised tiles `(tiles, channels, height, width)` on any device, any floating dtype.
+            vision_batch_size: Tiles that the vision encoder takes at once; None means `config.vision_batch_size`, and
+                all of them in training. Memory grows with it, the result stays.
 
         Returns:
             Image features `(tiles, tile_tokens, hidden)`.
 
         Raises:
-            ValueError: If the shape does not fit the vision encoder and the pixel shuffle.
+            ValueError: If the shape does not fit the vision encoder and the pixel shuffle, or `vision_batch_size` is
+                below 1.
             TypeError: If `pixel_values` are not floating point.
         """
+        if vision_batch_size is None and not self.training:
+            vision_batch_size = self.config.vision_batch_size
+        if vision_batch_size is not None and vision_batch_size < 1:
+            raise ValueError(f"vision_batch_size is {vision_batch_size}; expected at least 1 tile, or None.")
+        device = _input_device(self.vision_model)
+        chunks = pixel_values.split(vision_batch_size or max(len(pixel_values), 1))
+        features = [self._encode_tiles(chunk.to(device)) for chunk in chunks]
+        return features[0] if len(features) == 1 else torch.cat(features)
+
+    def _encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Turn tiles into image tokens all at once."""
         patch_size = self.config.vision_config.patch_size
-        states = self.vision_model(
-            pixel_values.to(_input_device(self.vision_model)), select_layer=self.config.select_layer
-        ).last_hidden_state
+        states = self.vision_model(pixel_values, select_layer=self.config.select_layer).last_hidden_state
         tiles, _, channels = states.shape
         rows, columns = (side // patch_size for side in pixel_values.shape[-2:])
         patches = states[:, 1:].reshape(tiles, rows, columns, channels)  # the class token is not projected
@@ -189,26 +211,83 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         features = features.flatten(1, 2)  # (tiles, tile_tokens, channels * factor²)
         return self.mlp1(features)  # (tiles, tile_tokens, hidden)
 
-    def extract_feature(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def extract_feature(self, pixel_values: torch.Tensor, vision_batch_size: int | None = None) -> torch.Tensor:
         """Return `get_image_features(pixel_values)`, under its official name."""
-        return self.get_image_features(pixel_values)
+        return self.get_image_features(pixel_values, vision_batch_size)
+
+    @torch.no_grad()
+    def encode_images(
+        self,
+        pixel_values: torch.Tensor,
+        num_patches_list: Sequence[int] | torch.Tensor | None = None,
+        vision_batch_size: int | None = None,
+    ) -> EncodedImages:
+        """Encode pictures once, for any number of calls: the result goes wherever `pixel_values` go.
+
+        Args:
+            pixel_values: See `get_image_features`.
+            num_patches_list: Tiles of each picture; None means that all tiles are one picture.
+            vision_batch_size: See `get_image_features`.
+
+        Returns:
+            The image features, without autograd, and the tiles of each picture.
+
+        Raises:
+            ValueError: As `get_image_features`; also if tiles hold NaN or the counts do not fit.
+            TypeError: If `pixel_values` are not floating point.
+        """
+        _check_finite(pixel_values)
+        num_tiles = [len(pixel_values)] if num_patches_list is None else num_patches_list
+        features = self.get_image_features(pixel_values, vision_batch_size)
+        return EncodedImages(features, tuple(int(count) for count in num_tiles))
+
+    def start_chat(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pixel_values: torch.Tensor | EncodedImages | None = None,
+        generation_config: GenerationOptions = None,
+        num_patches_list: Sequence[int] | None = None,
+        system: str | None = None,
+    ) -> ChatSession:
+        """Start a conversation that keeps its cache, so that no question reads again what an earlier one has read.
+
+        Args:
+            tokenizer: The checkpoint's tokenizer.
+            pixel_values: The pictures of the first question, see `ChatSession.show`; None if there are none.
+            generation_config: What `generate` takes, for all questions that say nothing else.
+            num_patches_list: See `ChatSession.show`.
+            system: System message; None means the model's.
+
+        Returns:
+            The session. It holds memory on the device until it is closed.
+
+        Raises:
+            ValueError: As `encode_images`.
+        """
+        session = ChatSession(self, tokenizer, generation_config, system)
+        if pixel_values is not None:
+            session.show(pixel_values, num_patches_list)
+        return session
 
     def embed_inputs(
         self,
         input_ids: torch.LongTensor,
-        pixel_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | EncodedImages | None = None,
         image_flags: torch.Tensor | None = None,
         visual_features: torch.Tensor | None = None,
         image_token_id: int | None = None,
+        vision_batch_size: int | None = None,
     ) -> torch.Tensor:
         """Embed tokens, with image features in the places of the image tokens.
 
         Args:
             input_ids: Tokens `(batch, seq)`; `config.image_token_id` marks the places, row by row, tile by tile.
-            pixel_values: All tiles of the batch in order, see `get_image_features`; None for text alone.
+            pixel_values: All tiles of the batch in order, see `get_image_features`, or what `encode_images` made of
+                them; None for text alone.
             image_flags: 1 for each tile that has places, 0 for a dummy, `(tiles,)` or `(tiles, 1)`; None means all 1.
             visual_features: Ready features `(tiles, tile_tokens, hidden)` instead of `pixel_values`.
             image_token_id: The token that marks a place; None means the config's.
+            vision_batch_size: See `get_image_features`.
 
         Returns:
             Embeddings `(batch, seq, hidden)`.
@@ -218,6 +297,8 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         """
         if pixel_values is not None and visual_features is not None:
             raise ValueError("Give pixel_values or visual_features, not both: the features would be computed twice.")
+        if isinstance(pixel_values, EncodedImages):
+            pixel_values, visual_features = None, pixel_values.features
         image_token_id = self.config.image_token_id if image_token_id is None else image_token_id
         input_ids = input_ids.to(self.device)
         inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -226,7 +307,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         elif pixel_values is not None:
             _check_finite(pixel_values)
             tiles = _flagged(pixel_values, image_flags)
-            visual_features = self.get_image_features(tiles) if len(tiles) else None
+            visual_features = self.get_image_features(tiles, vision_batch_size) if len(tiles) else None
         is_image = (input_ids == image_token_id).to(inputs_embeds.device)  # (batch, seq)
         num_places = int(is_image.sum())
         num_features = 0 if visual_features is None else visual_features.shape[:-1].numel()
@@ -235,13 +316,15 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
             return inputs_embeds.masked_scatter(is_image.unsqueeze(-1), visual_features.to(inputs_embeds))
         if pixel_values is not None and self.training:
             # Dummy tiles alone: they keep the vision encoder in the graph, so that no other process waits for it.
-            return inputs_embeds + 0.0 * self.get_image_features(pixel_values).sum().to(inputs_embeds)
+            return inputs_embeds + 0.0 * self.get_image_features(pixel_values, vision_batch_size).sum().to(
+                inputs_embeds
+            )
         return inputs_embeds
 
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | EncodedImages | None = None,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
@@ -253,6 +336,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         visual_features: torch.Tensor | None = None,
         loss_weight: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        vision_batch_size: int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Predict the next token at every position. The order of the first arguments is the official one.
@@ -270,6 +354,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
             visual_features: See `embed_inputs`.
             loss_weight: Weight of each label `(batch, seq)`; the loss is then their weighted mean.
             logits_to_keep: How many last positions get logits (0: all), or the positions themselves.
+            vision_batch_size: See `get_image_features`.
             **kwargs: Passed to the language model (`output_hidden_states`, `output_attentions`, …).
 
         Returns:
@@ -284,7 +369,9 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
             # A step of a generation, which may well say the image token itself: pictures came before.
             inputs_embeds = self.get_input_embeddings()(input_ids)
         elif inputs_embeds is None:
-            inputs_embeds = self.embed_inputs(input_ids, pixel_values, image_flags, visual_features)
+            inputs_embeds = self.embed_inputs(
+                input_ids, pixel_values, image_flags, visual_features, vision_batch_size=vision_batch_size
+            )
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -327,9 +414,10 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         self,
         input_ids: torch.LongTensor | None = None,
         *,
-        pixel_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | EncodedImages | None = None,
         image_flags: torch.Tensor | None = None,
         visual_features: torch.Tensor | None = None,
+        vision_batch_size: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Continue a prompt; pictures are encoded once, before the first step.
@@ -339,6 +427,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
             pixel_values: See `embed_inputs`; None for text alone.
             image_flags: See `embed_inputs`.
             visual_features: See `embed_inputs`.
+            vision_batch_size: See `get_image_features`.
             **kwargs: Everything that `GenerationMixin.generate` takes.
 
         Returns:
@@ -356,7 +445,9 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         if has_pictures:
             # Transformers decodes with a cache whenever it gets inputs_embeds, also when asked not to.
             name = "inputs_embeds" if _wants_cache(kwargs) else "prompt_embeds"
-            kwargs[name] = self.embed_inputs(input_ids, pixel_values, image_flags, visual_features)
+            kwargs[name] = self.embed_inputs(
+                input_ids, pixel_values, image_flags, visual_features, vision_batch_size=vision_batch_size
+            )
         elif input_ids is not None and "inputs_embeds" not in kwargs and "past_key_values" not in kwargs:
             image_token_id = self.config.image_token_id
             _check_places(int((input_ids == image_token_id).sum()), 0, image_token_id)

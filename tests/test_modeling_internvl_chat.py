@@ -286,6 +286,70 @@ def test_bf16(golden_case, golden_model, backend):
 
 
 @torch.no_grad()
+def test_chunks_of_tiles_are_all_tiles_at_once(case):
+    model, tensors, _ = case
+    pixel_values = tensors["pixel_values"].repeat(3, 1, 1, 1)
+    whole = model.get_image_features(pixel_values, vision_batch_size=1000)
+    for size in (1, 2, 4):
+        assert_close(model.extract_feature(pixel_values, vision_batch_size=size), whole, atol=5e-6, rtol=0.0)
+
+
+def test_how_many_tiles_the_vision_encoder_takes(model):
+    seen = []
+    model.vision_model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    assert model.config.vision_batch_size == 8
+    options = {"max_new_tokens": 2, **GREEDY}
+    model.get_image_features(tiles(19))
+    model(input_ids=prompt(9), pixel_values=tiles(9))
+    model.generate(prompt(9), pixel_values=tiles(9), **options)
+    model.encode_images(tiles(9))
+    assert seen == [8, 8, 3] + [8, 1] * 3
+    seen.clear()
+    model.get_image_features(tiles(3), vision_batch_size=2)
+    model(input_ids=prompt(3), pixel_values=tiles(3), vision_batch_size=2)
+    model.generate(prompt(3), pixel_values=tiles(3), vision_batch_size=2, **options)
+    model.encode_images(tiles(3), vision_batch_size=2)
+    assert seen == [2, 1] * 4
+    seen.clear()
+    model.config.vision_batch_size = None
+    model.get_image_features(tiles(9))
+    model.config.vision_batch_size = 4
+    model.train()  # all at once, so that every process of a group runs the encoder equally often
+    model(input_ids=prompt(9), pixel_values=tiles(9))
+    model(input_ids=prompt(9), pixel_values=tiles(9), vision_batch_size=5)
+    assert seen == [9, 9, 5, 4]
+    with pytest.raises(ValueError, match="vision_batch_size is 0; expected at least 1 tile, or None"):
+        model.get_image_features(tiles(1), vision_batch_size=0)
+
+
+def test_chunks_in_training_give_the_same_gradients(model):
+    model.train()
+    loss, expected = gradients(model)
+    chunked_loss, grads = gradients(model, vision_batch_size=1)
+    assert_close(chunked_loss, loss)
+    assert_close(grads, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_generation_keeps_no_graph_and_computes_the_last_logits_alone(model):
+    seen = []
+    model.vision_model.register_forward_hook(
+        lambda module, args, output: seen.append(output.last_hidden_state.grad_fn is None)
+    )
+    model.language_model.output.register_forward_hook(
+        lambda module, args, output: seen.append((output.shape[1], output.grad_fn is None))
+    )
+    model.generate(prompt(2), pixel_values=tiles(2), max_new_tokens=3, **GREEDY)
+    assert seen == [True] + [(1, True)] * 3
+    seen.clear()
+    model.generate(inputs_embeds=model.embed_inputs(prompt(2), tiles(2)), max_new_tokens=2, **GREEDY)
+    assert seen[1:] == [(1, True)] * 2
+    seen.clear()
+    handle = model.encode_images(tiles(2))
+    assert seen == [True]
+    assert not handle.features.requires_grad
+
+
+@torch.no_grad()
 def test_sdpa_is_eager(case, golden_model):
     eager, tensors, record = case
     sdpa = golden_model(record["case"], attn_implementation="sdpa")
@@ -324,6 +388,29 @@ def test_ready_features_are_pixel_values(model):
         model.generate(prompt(2), visual_features=features, **options),
         model.generate(prompt(2), pixel_values=tiles(2), **options),
     )
+
+
+@torch.no_grad()
+def test_encoded_images_are_pixel_values(model):
+    handle = model.encode_images(tiles(3), [2, 1])
+    assert (handle.num_tiles, handle.tile_tokens) == ((2, 1), TILE_TOKENS)
+    assert torch.equal(handle.features, model.get_image_features(tiles(3)))
+    expected = model(input_ids=prompt(3), pixel_values=tiles(3)).logits
+    assert torch.equal(model(input_ids=prompt(3), pixel_values=handle).logits, expected)
+    flags = torch.tensor([1, 1, 0])
+    flagged = model(input_ids=prompt(2), pixel_values=handle, image_flags=flags).logits
+    assert torch.equal(flagged, model(input_ids=prompt(2), pixel_values=tiles(3), image_flags=flags).logits)
+    options = {"max_new_tokens": 4, **GREEDY}
+    for use_cache in (True, False):
+        assert torch.equal(
+            model.generate(prompt(3), pixel_values=handle, use_cache=use_cache, **options),
+            model.generate(prompt(3), pixel_values=tiles(3), use_cache=use_cache, **options),
+        )
+    assert model.encode_images(tiles(3)).num_tiles == (3,)
+    with pytest.raises(ValueError, match=r"num_tiles \[2\] counts 2 tiles, but there are features of 3"):
+        model.encode_images(tiles(3), [2])
+    with pytest.raises(ValueError, match="holds NaN or infinite"):
+        model.encode_images(torch.full_like(tiles(1), float("nan")))
 
 
 @torch.no_grad()
@@ -740,6 +827,9 @@ def test_disk_offload(model, tmp_path, name):
     assert torch.equal(
         placed.generate(inputs_embeds=embeds, **options), model.generate(inputs_embeds=embeds, **options)
     )
+    assert_close(placed.get_image_features(tiles(3), vision_batch_size=2), model.get_image_features(tiles(3)))
+    handle = placed.encode_images(tiles(1))
+    assert torch.equal(placed(input_ids=prompt(1), pixel_values=handle).logits, model(**inputs).logits)
     assert placed.device.type == "cpu", "inputs must never be sent to the meta device"
 
 
