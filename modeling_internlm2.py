@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 
 from .configuration_internlm2 import InternLM2Config
+from .loss_internvl import next_token_loss
 
 
 # Transformers renamed and dropped arguments of this function between 4.57 and 5; each release is given those it names.
@@ -418,7 +419,7 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
         Returns:
             `loss` if labels are given, `logits (batch, kept, vocab)`, the cache, and what was asked for.
         """
-        loss_kwargs = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -432,7 +433,7 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
         logits = self.output(outputs.last_hidden_state[:, kept])  # (batch, kept, vocab)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_kwargs)
+            loss = next_token_loss(logits, labels, num_items_in_batch=num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

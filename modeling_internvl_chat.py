@@ -25,6 +25,7 @@ from transformers.utils import can_return_tuple, logging
 from .chat_internvl import ChatMixin, GenerationOptions
 from .configuration_internvl_chat import InternVLChatConfig
 from .image_features_internvl import EncodedImages
+from .loss_internvl import next_token_loss
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
 from .prompt_internvl import prompt_format
@@ -33,6 +34,9 @@ from .tiling_internvl import tokens_per_tile
 
 
 logger = logging.get_logger(__name__)
+
+# Settings of Transformers' language models that change the output head's logits.
+SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 def pixel_shuffle(features: torch.Tensor, factor: int, transposed: bool = False) -> torch.Tensor:
@@ -105,7 +109,6 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         self.mlp1 = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
         )
-        self.loss_type = "ForCausalLM"
         self.post_init()
 
     @classmethod
@@ -337,6 +340,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         loss_weight: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         vision_batch_size: int | None = None,
+        skip_logits: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Predict the next token at every position. The order of the first arguments is the official one.
@@ -355,6 +359,8 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
             loss_weight: Weight of each label `(batch, seq)`; the loss is then their weighted mean.
             logits_to_keep: How many last positions get logits (0: all), or the positions themselves.
             vision_batch_size: See `get_image_features`.
+            skip_logits: Return the loss alone: logits then exist for a few tokens at a time, which saves most of the
+                memory of a long training step. By default they are returned, for trainers that look at them.
             **kwargs: Passed to the language model (`output_hidden_states`, `output_attentions`, …).
 
         Returns:
@@ -373,41 +379,43 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
                 input_ids, pixel_values, image_flags, visual_features, vision_batch_size=vision_batch_size
             )
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
-        outputs = self.language_model(
+        head = self._plain_head(labels) if skip_logits else None
+        language_model = self.language_model
+        if skip_logits:
+            language_model = language_model.get_decoder()
+        else:
+            kwargs["logits_to_keep"] = logits_to_keep
+        outputs = language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
             **kwargs,
         )
+        logits, loss = (None, None) if skip_logits else (outputs.logits, None)
+        if labels is not None:
+            states = outputs.last_hidden_state if skip_logits else logits
+            loss = next_token_loss(states, labels, head, num_items_in_batch, loss_weight)
         return CausalLMOutputWithPast(
-            loss=self._loss(outputs.logits, labels, loss_weight, num_items_in_batch),
-            logits=outputs.logits,
+            loss=loss,
+            logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 
-    def _loss(
-        self,
-        logits: torch.Tensor,
-        labels: torch.LongTensor | None,
-        loss_weight: torch.Tensor | None,
-        num_items_in_batch: torch.Tensor | int | None,
-    ) -> torch.Tensor | None:
+    def _plain_head(self, labels: torch.LongTensor | None) -> nn.Module:
+        """Return the output head, where logits are what it says and nothing else, and a loss is wanted."""
         if labels is None:
-            return None
-        if loss_weight is None:
-            vocab_size = self.config.llm_config.vocab_size
-            return self.loss_function(logits, labels, vocab_size=vocab_size, num_items_in_batch=num_items_in_batch)
-        labels, loss_weight = labels.to(logits.device), loss_weight.to(logits.device).float()
-        losses = nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), reduction="none"
-        )
-        loss_weight = loss_weight[:, 1:].flatten()
-        return (losses * loss_weight).sum() / loss_weight.sum()
+            raise ValueError("skip_logits is set, but there are no labels; nothing would be computed. Pass labels.")
+        config = self.config.llm_config
+        scaled = [name for name in SCALED_LOGITS if getattr(config, name, None) not in (None, 1.0)]
+        if scaled:
+            raise ValueError(
+                f"skip_logits needs logits that come straight from the output head, but llm_config sets {scaled}."
+            )
+        return self.get_output_embeddings()
 
     @torch.no_grad()
     def generate(

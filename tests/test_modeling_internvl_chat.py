@@ -862,6 +862,29 @@ def test_gradient_checkpointing_gives_the_same_gradients(model):
     assert_close(grads, expected)
 
 
+@pytest.mark.parametrize("model_type", ["internlm2", "llama", "phi3", "qwen2"])
+def test_skipped_logits_give_the_same_loss_and_gradients(model_type):
+    model = tiny_model(model_type)
+    model.train()
+    for kwargs in ({}, {"num_items_in_batch": 3}, {"loss_weight": torch.rand(1, 13)}):
+        loss, expected = gradients(model, **kwargs)
+        skipped_loss, grads = gradients(model, skip_logits=True, **kwargs)
+        assert_close(skipped_loss, loss)
+        assert_close(grads, expected)
+    labels = torch.tensor([[1, 5, 6]])
+    output = model(input_ids=labels, labels=labels, skip_logits=True, output_hidden_states=True)
+    assert output.logits is None
+    assert len(output.hidden_states) == 3
+
+
+def test_skipped_logits_need_labels_and_a_plain_head(model):
+    with pytest.raises(ValueError, match="skip_logits is set, but there are no labels"):
+        model(input_ids=torch.tensor([[1, 5]]), skip_logits=True)
+    model.config.llm_config.final_logit_softcapping = 30.0
+    with pytest.raises(ValueError, match=r"llm_config sets \['final_logit_softcapping'\]"):
+        model(input_ids=torch.tensor([[1, 5]]), labels=torch.tensor([[1, 5]]), skip_logits=True)
+
+
 def test_number_of_items_divides_the_loss(model):
     loss, _ = gradients(model)
     halved, _ = gradients(model, num_items_in_batch=8)  # four tokens are learnt
