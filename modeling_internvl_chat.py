@@ -5,6 +5,7 @@ Shape legend: `tiles` in the batch, `rows`/`columns` of the patch grid, `tile_to
 `batch`, `seq`, `hidden` the language model's width, `factor` the side of the square of patches behind an image token.
 """
 
+import copy
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    BitsAndBytesConfig,
     Cache,
     GenerationMixin,
     PretrainedConfig,
@@ -20,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import can_return_tuple, logging
 
 from .chat_internvl import ChatMixin, GenerationOptions
@@ -35,6 +38,11 @@ from .tiling_internvl import tokens_per_tile
 
 logger = logging.get_logger(__name__)
 
+# What stays in 16 bits unless the caller lists other modules: 4 bits make nonsense of the vision encoder, and the
+# projector and the output head (under its names in InternLM2 and in Transformers' models) are small.
+UNQUANTIZED = ("vision_model", "mlp1", "language_model.output", "language_model.lm_head")
+# Under which names Transformers' quantization configs have such a list, None where the caller said nothing.
+UNQUANTIZED_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert")
 # Settings of Transformers' language models that change the output head's logits.
 SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -113,13 +121,37 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, subfolder: str = "", **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args: Any,
+        subfolder: str = "",
+        quantization_config: Any = None,
+        load_in_8bit: bool = False,
+        load_in_4bit: bool = False,
+        **kwargs: Any,
     ) -> "InternVLChatModel":
         """Load a model, see Transformers.
 
         A subfolder of a local folder is opened as a folder: Transformers would prefer the generation_config.json above
         it, whose end token is another model's.
+
+        Args:
+            pretrained_model_name_or_path: A folder or a Hub repository.
+            *args: See Transformers.
+            subfolder: Where in it the weights are.
+            quantization_config: How to quantize, as a config object or a dict. Vision encoder, projector and output
+                head stay as they are unless it lists the modules to leave alone itself.
+            load_in_8bit: Short for a `BitsAndBytesConfig`, as official clients pass it.
+            load_in_4bit: See `load_in_8bit`.
+            **kwargs: See Transformers.
+
+        Returns:
+            The model.
         """
+        if quantization_config is None and (load_in_8bit or load_in_4bit):
+            quantization_config = BitsAndBytesConfig(load_in_8bit=load_in_8bit, load_in_4bit=load_in_4bit)
+        if quantization_config is not None:
+            kwargs["quantization_config"] = _sparing(quantization_config)
         folder = os.path.join(pretrained_model_name_or_path or "", subfolder)
         if subfolder and os.path.isdir(folder):
             pretrained_model_name_or_path, subfolder = folder, ""
@@ -490,6 +522,17 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
                     if model_inputs.get(name) is not None:
                         model_inputs[name] = model_inputs[name][..., cached - inputs_embeds.shape[1] :]
         return model_inputs
+
+
+def _sparing(quantization_config: Any) -> Any:
+    """Return a copy of a quantization config that spares `UNQUANTIZED`, unless it names what to spare itself."""
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    quantization_config = copy.deepcopy(quantization_config)
+    for name in UNQUANTIZED_FIELDS:
+        if getattr(quantization_config, name, ()) is None:
+            setattr(quantization_config, name, list(UNQUANTIZED))
+    return quantization_config
 
 
 def _check_places(num_places: int, num_features: int, image_token_id: int) -> None:
