@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationMixin, LlamaForCausalLM, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -367,6 +367,9 @@ class InternLM2Model(InternLM2PreTrainedModel):
 
 class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
     """InternLM2 with its output head."""
+
+    # Each process has some rows of the head, and all logits; releases of Transformers name that differently.
+    _tp_plan = {"output": LlamaForCausalLM._tp_plan["lm_head"]}
 
     def __init__(self, config: InternLM2Config) -> None:
         super().__init__(config)

@@ -14,8 +14,9 @@ from internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl_chat.modeling_intern_vit import InternVisionModel
 from internvl_chat.modeling_internlm2 import InternLM2ForCausalLM
 from internvl_chat.modeling_internvl_chat import InternVLChatModel, pixel_shuffle
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
-from transformers import AutoConfig, DynamicCache
+from transformers import AutoConfig, DynamicCache, StaticCache
 
 
 FEATURES = {"atol": 2e-5, "rtol": 0.0}
@@ -495,6 +496,63 @@ def test_sampling_several_sequences(model):
     )
     assert tokens.shape == (3, prompt(1).shape[1] + 5)
     assert len({tuple(row) for row in tokens.tolist()}) > 1
+
+
+# Static cache and compilation. "aot_eager" traces what a compiler would, and needs none.
+
+
+@pytest.mark.parametrize("model_type", ["internlm2", "llama"])
+def test_static_cache(model_type):
+    model = tiny_model(model_type)
+    options = {"max_new_tokens": 8, **GREEDY}
+    static = {"cache_implementation": "static", "disable_compile": True, **options}
+    pictures = {"pixel_values": tiles(2)}
+    assert torch.equal(
+        model.generate(prompt(2), **pictures, **static), model.generate(prompt(2), **pictures, **options)
+    )
+    embeds = model.embed_inputs(prompt(2), tiles(2))
+    assert torch.equal(model.generate(inputs_embeds=embeds, **static), model.generate(inputs_embeds=embeds, **options))
+
+
+@torch.no_grad()
+def test_the_vision_encoder_compiles_in_one_piece(model):
+    torch._dynamo.reset()
+    for function in (model.vision_model, model.get_image_features):
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        expected, found = (
+            getattr(output, "last_hidden_state", output) for output in (function(tiles(2)), compiled(tiles(2)))
+        )
+        assert_close(found, expected)
+
+
+@torch.no_grad()
+def test_a_decoding_step_compiles_in_one_piece_once(model):
+    ids, count = prompt(2), 6
+
+    def decode(step):
+        cache = StaticCache(config=model.config.llm_config, max_cache_len=32)
+        positions = torch.arange(ids.shape[1])
+        output = model(
+            input_ids=ids, pixel_values=tiles(2), past_key_values=cache, cache_position=positions, use_cache=True
+        )
+        tokens = [output.logits[:, -1:].argmax(-1)]
+        for position in range(ids.shape[1], ids.shape[1] + count - 1):
+            output = step(
+                input_ids=tokens[-1],
+                past_key_values=cache,
+                cache_position=torch.tensor([position]),
+                position_ids=torch.tensor([[position]]),
+                use_cache=True,
+            )
+            tokens.append(output.logits[:, -1:].argmax(-1))
+        return torch.cat(tokens, dim=1)
+
+    expected = model.generate(ids, pixel_values=tiles(2), max_new_tokens=count, **GREEDY)[:, ids.shape[1] :]
+    assert torch.equal(decode(model), expected)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    assert torch.equal(decode(torch.compile(model.forward, fullgraph=True, backend=counter)), expected)
+    assert counter.frame_count == 1, "a step was compiled anew"
 
 
 # Pixel shuffle.
