@@ -4,7 +4,7 @@ The text of a conversation is made in `prompt_internvl.py`; pictures come as til
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from operator import index
 from queue import Queue
@@ -20,6 +20,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
+from .image_features_internvl import EncodedImages
 from .prompt_internvl import (
     IMAGE_CONTEXT_TOKEN,
     IMAGE_END_TOKEN,
@@ -38,6 +39,7 @@ logger = logging.get_logger(__name__)
 
 # The official default stops after 20 tokens, which no user expects; the model card's examples ask for this many.
 DEFAULT_MAX_NEW_TOKENS = 1024
+GenerationOptions = Mapping[str, Any] | GenerationConfig | None
 # What a GenerationConfig says where nobody said anything, in the releases that say something.
 TRANSFORMERS_MAX_LENGTH = 20
 
@@ -101,6 +103,37 @@ class _Cancelled(StoppingCriteria):
         return torch.full((len(input_ids),), self.cancelled, device=input_ids.device)
 
 
+def stream_answer(
+    tokenizer: PreTrainedTokenizerBase,
+    stop: str,
+    generation_config: GenerationOptions,
+    ask: Callable[[dict[str, Any], BaseStreamer], Any],
+) -> Iterator[str]:
+    """Yield an answer while it is made by another thread.
+
+    Args:
+        tokenizer: Decodes the answer.
+        stop: The text that ends it.
+        generation_config: What the caller wants of `generate`.
+        ask: Makes the answer with the options and the streamer that it is given.
+
+    Yields:
+        Pieces of text, which together are the answer. Closing the iterator stops the model at its next token.
+    """
+    streamer, listening = AnswerStream(tokenizer, stop), _Cancelled()
+    options = generation_kwargs(generation_config)
+    options["stopping_criteria"] = StoppingCriteriaList([*options.get("stopping_criteria", ()), listening])
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        answer = executor.submit(ask, options, streamer)
+        # Ends the stream also when it fails before there is a token; the error is raised below.
+        answer.add_done_callback(lambda _: streamer.close())
+        try:
+            yield from streamer
+        finally:
+            listening.cancelled = True
+        answer.result()
+
+
 class ChatMixin:
     """Conversations for a model with `config`, `system_message`, `embed_inputs`, `generate`, `num_image_tokens_of`.
 
@@ -110,9 +143,9 @@ class ChatMixin:
     def chat(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        pixel_values: torch.Tensor | None,
+        pixel_values: torch.Tensor | EncodedImages | None,
         question: str,
-        generation_config: Mapping[str, Any] | GenerationConfig | None = None,
+        generation_config: GenerationOptions = None,
         history: History | None = None,
         return_history: bool = False,
         num_patches_list: Sequence[int] | None = None,
@@ -127,13 +160,15 @@ class ChatMixin:
 
         Args:
             tokenizer: The checkpoint's tokenizer.
-            pixel_values: Tiles of all pictures `(tiles, 3, height, width)`, from the image processor; or None.
+            pixel_values: Tiles of all pictures `(tiles, 3, height, width)`, from the image processor; what
+                `encode_images` made of them; or None.
             question: The question. `<image>` marks where a picture stands; without any, and without history, the
                 pictures stand in front.
             generation_config: What `generate` takes, as a dict or a GenerationConfig.
             history: Earlier (question, answer) pairs; their `<image>` take the first pictures.
             return_history: Whether to return the history with this turn added.
-            num_patches_list: Tiles of each picture; None means that all tiles are one picture.
+            num_patches_list: Tiles of each picture; None means that all tiles are one picture, unless
+                `encode_images` was told otherwise.
             IMG_START_TOKEN: Official argument; only the published token is possible.
             IMG_END_TOKEN: Official argument; only the published token is possible.
             IMG_CONTEXT_TOKEN: Official argument; only the published token is possible.
@@ -159,9 +194,9 @@ class ChatMixin:
     def batch_chat(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        pixel_values: torch.Tensor | None,
+        pixel_values: torch.Tensor | EncodedImages | None,
         questions: Sequence[str],
-        generation_config: Mapping[str, Any] | GenerationConfig | None = None,
+        generation_config: GenerationOptions = None,
         num_patches_list: Sequence[int | Sequence[int]] | None = None,
         history: Sequence[History | None] | None = None,
         return_history: bool = False,
@@ -176,7 +211,7 @@ class ChatMixin:
 
         Args:
             tokenizer: See `chat`.
-            pixel_values: Tiles of all pictures of all conversations in order, or None.
+            pixel_values: Tiles of all pictures of all conversations in order, encoded or not, or None.
             questions: One question for each conversation, as in `chat`.
             generation_config: See `chat`.
             num_patches_list: For each conversation the tiles of its picture (0: no picture), or a list with the tiles
@@ -212,9 +247,9 @@ class ChatMixin:
     def chat_stream(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        pixel_values: torch.Tensor | None,
+        pixel_values: torch.Tensor | EncodedImages | None,
         question: str,
-        generation_config: Mapping[str, Any] | GenerationConfig | None = None,
+        generation_config: GenerationOptions = None,
         **kwargs: Any,
     ) -> Iterator[str]:
         """Yield the answer of `chat` piece by piece while it is made; closing the iterator stops the model.
@@ -232,42 +267,37 @@ class ChatMixin:
         Raises:
             ValueError: As `chat`.
         """
-        streamer = AnswerStream(tokenizer, prompt_format(self.config.template).stop)
-        listening = _Cancelled()
-        options = _generation_kwargs(generation_config)
-        options["stopping_criteria"] = StoppingCriteriaList([*options.get("stopping_criteria", ()), listening])
-        with ThreadPoolExecutor(max_workers=1) as executor:
-            answer = executor.submit(
-                self.chat, tokenizer, pixel_values, question, options, streamer=streamer, **kwargs
-            )
-            # Ends the stream also when chat fails before it makes a token; the error is raised below.
-            answer.add_done_callback(lambda _: streamer.close())
-            try:
-                yield from streamer
-            finally:
-                listening.cancelled = True
-            answer.result()
+        stop = prompt_format(self.config.template).stop
+        yield from stream_answer(
+            tokenizer,
+            stop,
+            generation_config,
+            lambda options, streamer: self.chat(
+                tokenizer, pixel_values, question, options, streamer=streamer, **kwargs
+            ),
+        )
 
     def _converse(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        pixel_values: torch.Tensor | None,
+        pixel_values: torch.Tensor | EncodedImages | None,
         questions: Sequence[str],
         histories: Sequence[History | None],
         num_tiles: Sequence[Sequence[int]],
-        generation_config: Mapping[str, Any] | GenerationConfig | None,
+        generation_config: GenerationOptions,
         system: str | None,
         verbose: bool,
         streamer: BaseStreamer | None = None,
     ) -> list[list[tuple[str, str]]]:
         """Answer each conversation's question and return the conversations with that turn added."""
         conversations, prompts = [], []
+        tile_tokens = self._tile_tokens(pixel_values)
         for question, history, counts in zip(questions, histories, num_tiles, strict=True):
-            turns = _checked_turns(history, question)
-            if counts and len(turns) == 1 and IMAGE_PLACEHOLDER not in question:
-                turns = [(f"{IMAGE_PLACEHOLDER}\n{question}", "")]
+            turns = checked_turns(history, question)
+            if counts and len(turns) == 1:
+                turns = [(place_in_front(question), "")]
             conversations.append(turns)
-            prompts.append(self._prompt(tokenizer, pixel_values, turns, counts, system))
+            prompts.append(self._prompt(tokenizer, turns, counts, tile_tokens, system))
         if verbose:
             logger.info(f"{0 if pixel_values is None else len(pixel_values)} tiles, prompts: {prompts}")
         answers = self._answers(tokenizer, pixel_values, prompts, generation_config, streamer)
@@ -275,19 +305,24 @@ class ChatMixin:
             [*past, (question, answer)] for (*past, (question, _)), answer in zip(conversations, answers, strict=True)
         ]
 
+    def _tile_tokens(self, pixel_values: torch.Tensor | EncodedImages | None) -> int:
+        """Return how many image tokens one of these tiles takes."""
+        if isinstance(pixel_values, EncodedImages):
+            return pixel_values.tile_tokens
+        return 0 if pixel_values is None else self.num_image_tokens_of(*pixel_values.shape[-2:])
+
     def _prompt(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        pixel_values: torch.Tensor | None,
         turns: History,
         num_tiles: Sequence[int],
+        tile_tokens: int,
         system: str | None,
     ) -> str:
         """Write one conversation whose last turn awaits its answer: guarded, with places for its pictures."""
         turns = [(guard_text(tokenizer, question), guard_text(tokenizer, answer)) for question, answer in turns]
         (*history, (question, _)) = turns
         if num_tiles:
-            tile_tokens = self.num_image_tokens_of(*pixel_values.shape[-2:])
             history, question = place_images(history, question, num_tiles, tile_tokens)
         system_message = guard_text(tokenizer, self.system_message if system is None else system)
         return prompt_format(self.config.template).render(history, question, system_message)
@@ -296,20 +331,37 @@ class ChatMixin:
     def _answers(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        pixel_values: torch.Tensor | None,
+        pixel_values: torch.Tensor | EncodedImages | None,
         prompts: Sequence[str],
-        generation_config: Mapping[str, Any] | GenerationConfig | None,
+        generation_config: GenerationOptions,
         streamer: BaseStreamer | None,
     ) -> list[str]:
         """Generate from prompts, padded on the left, and decode."""
-        stop = prompt_format(self.config.template).stop
-        options = _generation_kwargs(generation_config)
-        self._fill_generation_kwargs(options, tokenizer, stop)
         input_ids, attention_mask = _left_padded([encode_prompt(tokenizer, prompt) for prompt in prompts])
         # Embeddings instead of ids, so that repetition penalties see the answer alone, as in the official code.
         inputs_embeds = self.embed_inputs(
             input_ids, pixel_values, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT_TOKEN)
         )
+        options = self._answer_options(tokenizer, generation_config)
+        rows = self._answer_ids(inputs_embeds, attention_mask, streamer, options)
+        return [self._answer_text(tokenizer, row) for row in rows]
+
+    def _answer_options(
+        self, tokenizer: PreTrainedTokenizerBase, generation_config: GenerationOptions
+    ) -> dict[str, Any]:
+        """Return what `generate` needs to make an answer: what the caller said, and the rest."""
+        options = generation_kwargs(generation_config)
+        self._fill_generation_kwargs(options, tokenizer, prompt_format(self.config.template).stop)
+        return options
+
+    def _answer_ids(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        streamer: BaseStreamer | None,
+        options: Mapping[str, Any],
+    ) -> list[list[int]]:
+        """Generate from embedded prompts; return the new tokens of each."""
         output = self.generate(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask.to(inputs_embeds.device),
@@ -317,8 +369,11 @@ class ChatMixin:
             **options,
         )
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
-        per_prompt = len(sequences) // len(prompts)  # num_return_sequences: the first is the best
-        return [decode_answer(tokenizer, row, stop).strip() for row in sequences[::per_prompt].tolist()]
+        per_prompt = len(sequences) // len(inputs_embeds)  # num_return_sequences: the first is the best
+        return sequences[::per_prompt].tolist()
+
+    def _answer_text(self, tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+        return decode_answer(tokenizer, token_ids, prompt_format(self.config.template).stop).strip()
 
     def _fill_generation_kwargs(self, options: dict[str, Any], tokenizer: PreTrainedTokenizerBase, stop: str) -> None:
         """Add what the caller left open: when to stop, what to pad with, how long an answer may be."""
@@ -337,7 +392,8 @@ class ChatMixin:
             options["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
 
 
-def _generation_kwargs(generation_config: Mapping[str, Any] | GenerationConfig | None) -> dict[str, Any]:
+def generation_kwargs(generation_config: GenerationOptions) -> dict[str, Any]:
+    """Return options as keyword arguments of `generate`; the caller's objects stay as they are."""
     if isinstance(generation_config, GenerationConfig):
         return {"generation_config": copy.deepcopy(generation_config)}
     return dict(generation_config or {})
@@ -365,8 +421,17 @@ def _check_fixed_tokens(*tokens: str) -> None:
         )
 
 
-def _checked_turns(history: History | None, question: str) -> list[tuple[str, str]]:
-    """Return all turns, the last one awaiting its answer."""
+def place_in_front(question: str) -> str:
+    """Return a question about a picture: where it does not say where the picture stands, that is in front."""
+    return question if IMAGE_PLACEHOLDER in question else f"{IMAGE_PLACEHOLDER}\n{question}"
+
+
+def checked_turns(history: History | None, question: str) -> list[tuple[str, str]]:
+    """Return all turns, the last one awaiting its answer.
+
+    Raises:
+        ValueError: If they are not texts.
+    """
     if not isinstance(question, str):
         raise ValueError(f"question is {question!r}; expected text.")
     if not isinstance(history, (list, tuple, type(None))):
@@ -381,14 +446,16 @@ def _checked_turns(history: History | None, question: str) -> list[tuple[str, st
     return [*((past, answer) for past, answer in history or ()), (question, "")]
 
 
-def _tiles_of_one_conversation(pixel_values: torch.Tensor | None, num_patches_list: Sequence[int] | None) -> list[int]:
+def _tiles_of_one_conversation(
+    pixel_values: torch.Tensor | EncodedImages | None, num_patches_list: Sequence[int] | None
+) -> list[int]:
     if pixel_values is None:
         num_tiles = [] if num_patches_list is None else _as_numbers(num_patches_list)
         if sum(num_tiles):
             raise ValueError(f"num_patches_list is {num_tiles}, but pixel_values is None; give the tiles.")
         return []
     _check_tiles(pixel_values)
-    num_tiles = [len(pixel_values)] if num_patches_list is None else _as_numbers(num_patches_list)
+    num_tiles = _tiles_by_default(pixel_values) if num_patches_list is None else _as_numbers(num_patches_list)
     if sum(num_tiles) != len(pixel_values) or min(num_tiles) < 1:
         raise ValueError(
             f"num_patches_list {num_tiles} counts {sum(num_tiles)} tiles, but pixel_values has {len(pixel_values)}. "
@@ -398,7 +465,9 @@ def _tiles_of_one_conversation(pixel_values: torch.Tensor | None, num_patches_li
 
 
 def _tiles_of_each(
-    pixel_values: torch.Tensor | None, questions: Sequence[str], num_patches_list: Sequence[int | Sequence[int]] | None
+    pixel_values: torch.Tensor | EncodedImages | None,
+    questions: Sequence[str],
+    num_patches_list: Sequence[int | Sequence[int]] | None,
 ) -> list[list[int]]:
     if isinstance(questions, str) or len(questions) == 0:
         raise ValueError(f"questions is {questions!r}; expected a list with at least one question.")
@@ -408,7 +477,7 @@ def _tiles_of_each(
                 f"There are {len(questions)} questions and {len(pixel_values)} tiles, but no num_patches_list; "
                 "give the number of tiles for each question (0 for none)."
             )
-        num_patches_list = [0 if pixel_values is None else len(pixel_values)] * len(questions)
+        num_patches_list = [0 if pixel_values is None else _tiles_by_default(pixel_values)] * len(questions)
     if len(num_patches_list) != len(questions):
         raise ValueError(
             f"num_patches_list has {len(num_patches_list)} entries for {len(questions)} questions; give one each "
@@ -421,6 +490,11 @@ def _tiles_of_each(
     return tiles
 
 
+def _tiles_by_default(pixel_values: torch.Tensor | EncodedImages) -> list[int]:
+    """Return the tiles of each picture where the caller did not say: as they were encoded, else all are one."""
+    return list(pixel_values.num_tiles) if isinstance(pixel_values, EncodedImages) else [len(pixel_values)]
+
+
 def _as_numbers(counts: Any) -> list[int]:
     """Take counts from lists, arrays or tensors; the image processor returns the latter."""
     if not hasattr(counts, "__iter__"):
@@ -428,7 +502,9 @@ def _as_numbers(counts: Any) -> list[int]:
     return [index(count) for count in counts]
 
 
-def _check_tiles(pixel_values: torch.Tensor) -> None:
+def _check_tiles(pixel_values: torch.Tensor | EncodedImages) -> None:
+    if isinstance(pixel_values, EncodedImages):
+        return
     if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4 or len(pixel_values) == 0:
         found = tuple(pixel_values.shape) if hasattr(pixel_values, "shape") else type(pixel_values).__name__
         raise ValueError(

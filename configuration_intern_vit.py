@@ -40,6 +40,9 @@ class InternVisionConfig(PretrainedConfig):
 
     model_type = "intern_vit_6b"
     base_config_key = "vision_config"
+    # How `tp_plan="auto"` divides the weights. Attention stays whole: the 6B's 25 heads do not divide, and the norms
+    # of its queries and keys span them all.
+    base_model_tp_plan = {"encoder.layers.*.mlp.fc1": "colwise", "encoder.layers.*.mlp.fc2": "rowwise"}
 
     def __init__(
         self,

@@ -43,6 +43,14 @@ class InternLM2Config(PretrainedConfig):
     model_type = "internlm2"
     base_config_key = "llm_config"
     keys_to_ignore_at_inference = ["past_key_values"]
+    # How `tp_plan="auto"` divides the weights. `wqkv` is cut between key/value heads, whose number it must divide.
+    base_model_tp_plan = {
+        "layers.*.attention.wqkv": "colwise",
+        "layers.*.attention.wo": "rowwise",
+        "layers.*.feed_forward.w1": "colwise",
+        "layers.*.feed_forward.w3": "colwise",
+        "layers.*.feed_forward.w2": "rowwise",
+    }
     # Transformers 5 makes `rope_scaling` a property over its own `rope_parameters`. Engines read the published keys,
     # so this class keeps them as plain fields.
     rope_scaling = None

@@ -31,6 +31,8 @@ class InternVLChatConfig(PretrainedConfig):
         system_message: System text; None means the one that the template was trained with.
         image_token_id: Id of `<IMG_CONTEXT>`; None means where the published tokenizers have it, seventh from the end
             of the vocabulary. A wrong id cannot pass in silence: the count of image tokens would not fit.
+        vision_batch_size: Most tiles that the vision encoder takes at once outside training; None means all. It bounds
+            memory, whatever the number of tiles.
         dynamic_image_size: Whether pictures are cut into several tiles.
         use_thumbnail: Whether the whole picture follows its tiles as one more tile.
         min_dynamic_patch: Fewest tiles of a picture (the published name says patch).
@@ -60,6 +62,7 @@ class InternVLChatConfig(PretrainedConfig):
         template: str = "internlm2-chat",
         system_message: str | None = None,
         image_token_id: int | None = None,
+        vision_batch_size: int | None = 8,
         dynamic_image_size: bool = True,
         use_thumbnail: bool = True,
         min_dynamic_patch: int = 1,
@@ -84,6 +87,7 @@ class InternVLChatConfig(PretrainedConfig):
         self.template = template
         self.system_message = system_message
         self.image_token_id = image_token_id
+        self.vision_batch_size = vision_batch_size
         self.dynamic_image_size = dynamic_image_size
         self.use_thumbnail = use_thumbnail
         self.min_dynamic_patch = min_dynamic_patch

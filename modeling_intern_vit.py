@@ -223,7 +223,8 @@ class InternVisionEncoder(nn.Module):
         output_attentions: bool = False,
     ) -> BaseModelOutput:
         """Run the layers up to `select_layer`; see `InternVisionModel.forward`."""
-        all_states, all_weights = [hidden_states], []
+        # A state that nobody asked for is not kept beyond the layer that reads it.
+        all_states, all_weights = [hidden_states] if output_hidden_states else [], []
         for layer in self.layers[: self.num_layers_until(select_layer)]:
             hidden_states, weights = layer(hidden_states)
             if output_hidden_states:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationMixin, LlamaForCausalLM, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 
 from .configuration_internlm2 import InternLM2Config
+from .loss_internvl import next_token_loss
 
 
 # Transformers renamed and dropped arguments of this function between 4.57 and 5; each release is given those it names.
@@ -309,7 +310,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
 
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
-        all_states, all_weights = [hidden_states], []
+        all_states, all_weights = [hidden_states] if output_hidden_states else [], []
         for layer in self.layers:
             hidden_states, weights = layer(
                 hidden_states,
@@ -367,6 +368,9 @@ class InternLM2Model(InternLM2PreTrainedModel):
 class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
     """InternLM2 with its output head."""
 
+    # Each process has some rows of the head, and all logits; releases of Transformers name that differently.
+    _tp_plan = {"output": LlamaForCausalLM._tp_plan["lm_head"]}
+
     def __init__(self, config: InternLM2Config) -> None:
         super().__init__(config)
         self.model = InternLM2Model(config)
@@ -418,7 +422,7 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
         Returns:
             `loss` if labels are given, `logits (batch, kept, vocab)`, the cache, and what was asked for.
         """
-        loss_kwargs = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -432,7 +436,7 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
         logits = self.output(outputs.last_hidden_state[:, kept])  # (batch, kept, vocab)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_kwargs)
+            loss = next_token_loss(logits, labels, num_items_in_batch=num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

@@ -5,24 +5,46 @@ Shape legend: `tiles` in the batch, `rows`/`columns` of the patch grid, `tile_to
 `batch`, `seq`, `hidden` the language model's width, `factor` the side of the square of patches behind an image token.
 """
 
+import copy
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, Cache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    BitsAndBytesConfig,
+    Cache,
+    GenerationMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import can_return_tuple, logging
 
-from .chat_internvl import ChatMixin
+from .chat_internvl import ChatMixin, GenerationOptions
 from .configuration_internvl_chat import InternVLChatConfig
+from .image_features_internvl import EncodedImages
+from .loss_internvl import next_token_loss
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
 from .prompt_internvl import prompt_format
+from .session_internvl import ChatSession
 from .tiling_internvl import tokens_per_tile
 
 
 logger = logging.get_logger(__name__)
+
+# What stays in 16 bits unless the caller lists other modules: 4 bits make nonsense of the vision encoder, and the
+# projector and the output head (under its names in InternLM2 and in Transformers' models) are small.
+UNQUANTIZED = ("vision_model", "mlp1", "language_model.output", "language_model.lm_head")
+# Under which names Transformers' quantization configs have such a list, None where the caller said nothing.
+UNQUANTIZED_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert")
+# Settings of Transformers' language models that change the output head's logits.
+SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 def pixel_shuffle(features: torch.Tensor, factor: int, transposed: bool = False) -> torch.Tensor:
@@ -95,18 +117,41 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         self.mlp1 = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
         )
-        self.loss_type = "ForCausalLM"
         self.post_init()
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, subfolder: str = "", **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args: Any,
+        subfolder: str = "",
+        quantization_config: Any = None,
+        load_in_8bit: bool = False,
+        load_in_4bit: bool = False,
+        **kwargs: Any,
     ) -> "InternVLChatModel":
         """Load a model, see Transformers.
 
         A subfolder of a local folder is opened as a folder: Transformers would prefer the generation_config.json above
         it, whose end token is another model's.
+
+        Args:
+            pretrained_model_name_or_path: A folder or a Hub repository.
+            *args: See Transformers.
+            subfolder: Where in it the weights are.
+            quantization_config: How to quantize, as a config object or a dict. Vision encoder, projector and output
+                head stay as they are unless it lists the modules to leave alone itself.
+            load_in_8bit: Short for a `BitsAndBytesConfig`, as official clients pass it.
+            load_in_4bit: See `load_in_8bit`.
+            **kwargs: See Transformers.
+
+        Returns:
+            The model.
         """
+        if quantization_config is None and (load_in_8bit or load_in_4bit):
+            quantization_config = BitsAndBytesConfig(load_in_8bit=load_in_8bit, load_in_4bit=load_in_4bit)
+        if quantization_config is not None:
+            kwargs["quantization_config"] = _sparing(quantization_config)
         folder = os.path.join(pretrained_model_name_or_path or "", subfolder)
         if subfolder and os.path.isdir(folder):
             pretrained_model_name_or_path, subfolder = folder, ""
@@ -165,23 +210,35 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         """Where inputs go. Under offload the first weights may be on no device at all; the embedding's hook knows."""
         return _input_device(self.get_input_embeddings())
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Turn tiles into image tokens.
+    def get_image_features(self, pixel_values: torch.Tensor, vision_batch_size: int | None = None) -> torch.Tensor:
+        """Turn tiles into image tokens, a bounded number of tiles at a time.
 
         Args:
             pixel_values: Normalised tiles `(tiles, channels, height, width)` on any device, any floating dtype.
+            vision_batch_size: Tiles that the vision encoder takes at once; None means `config.vision_batch_size`, and
+                all of them in training. Memory grows with it, the result stays.
 
         Returns:
             Image features `(tiles, tile_tokens, hidden)`.
 
         Raises:
-            ValueError: If the shape does not fit the vision encoder and the pixel shuffle.
+            ValueError: If the shape does not fit the vision encoder and the pixel shuffle, or `vision_batch_size` is
+                below 1.
             TypeError: If `pixel_values` are not floating point.
         """
+        if vision_batch_size is None and not self.training:
+            vision_batch_size = self.config.vision_batch_size
+        if vision_batch_size is not None and vision_batch_size < 1:
+            raise ValueError(f"vision_batch_size is {vision_batch_size}; expected at least 1 tile, or None.")
+        device = _input_device(self.vision_model)
+        chunks = pixel_values.split(vision_batch_size or max(len(pixel_values), 1))
+        features = [self._encode_tiles(chunk.to(device)) for chunk in chunks]
+        return features[0] if len(features) == 1 else torch.cat(features)
+
+    def _encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Turn tiles into image tokens all at once."""
         patch_size = self.config.vision_config.patch_size
-        states = self.vision_model(
-            pixel_values.to(_input_device(self.vision_model)), select_layer=self.config.select_layer
-        ).last_hidden_state
+        states = self.vision_model(pixel_values, select_layer=self.config.select_layer).last_hidden_state
         tiles, _, channels = states.shape
         rows, columns = (side // patch_size for side in pixel_values.shape[-2:])
         patches = states[:, 1:].reshape(tiles, rows, columns, channels)  # the class token is not projected
@@ -189,26 +246,83 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         features = features.flatten(1, 2)  # (tiles, tile_tokens, channels * factor²)
         return self.mlp1(features)  # (tiles, tile_tokens, hidden)
 
-    def extract_feature(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def extract_feature(self, pixel_values: torch.Tensor, vision_batch_size: int | None = None) -> torch.Tensor:
         """Return `get_image_features(pixel_values)`, under its official name."""
-        return self.get_image_features(pixel_values)
+        return self.get_image_features(pixel_values, vision_batch_size)
+
+    @torch.no_grad()
+    def encode_images(
+        self,
+        pixel_values: torch.Tensor,
+        num_patches_list: Sequence[int] | torch.Tensor | None = None,
+        vision_batch_size: int | None = None,
+    ) -> EncodedImages:
+        """Encode pictures once, for any number of calls: the result goes wherever `pixel_values` go.
+
+        Args:
+            pixel_values: See `get_image_features`.
+            num_patches_list: Tiles of each picture; None means that all tiles are one picture.
+            vision_batch_size: See `get_image_features`.
+
+        Returns:
+            The image features, without autograd, and the tiles of each picture.
+
+        Raises:
+            ValueError: As `get_image_features`; also if tiles hold NaN or the counts do not fit.
+            TypeError: If `pixel_values` are not floating point.
+        """
+        _check_finite(pixel_values)
+        num_tiles = [len(pixel_values)] if num_patches_list is None else num_patches_list
+        features = self.get_image_features(pixel_values, vision_batch_size)
+        return EncodedImages(features, tuple(int(count) for count in num_tiles))
+
+    def start_chat(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pixel_values: torch.Tensor | EncodedImages | None = None,
+        generation_config: GenerationOptions = None,
+        num_patches_list: Sequence[int] | None = None,
+        system: str | None = None,
+    ) -> ChatSession:
+        """Start a conversation that keeps its cache, so that no question reads again what an earlier one has read.
+
+        Args:
+            tokenizer: The checkpoint's tokenizer.
+            pixel_values: The pictures of the first question, see `ChatSession.show`; None if there are none.
+            generation_config: What `generate` takes, for all questions that say nothing else.
+            num_patches_list: See `ChatSession.show`.
+            system: System message; None means the model's.
+
+        Returns:
+            The session. It holds memory on the device until it is closed.
+
+        Raises:
+            ValueError: As `encode_images`.
+        """
+        session = ChatSession(self, tokenizer, generation_config, system)
+        if pixel_values is not None:
+            session.show(pixel_values, num_patches_list)
+        return session
 
     def embed_inputs(
         self,
         input_ids: torch.LongTensor,
-        pixel_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | EncodedImages | None = None,
         image_flags: torch.Tensor | None = None,
         visual_features: torch.Tensor | None = None,
         image_token_id: int | None = None,
+        vision_batch_size: int | None = None,
     ) -> torch.Tensor:
         """Embed tokens, with image features in the places of the image tokens.
 
         Args:
             input_ids: Tokens `(batch, seq)`; `config.image_token_id` marks the places, row by row, tile by tile.
-            pixel_values: All tiles of the batch in order, see `get_image_features`; None for text alone.
+            pixel_values: All tiles of the batch in order, see `get_image_features`, or what `encode_images` made of
+                them; None for text alone.
             image_flags: 1 for each tile that has places, 0 for a dummy, `(tiles,)` or `(tiles, 1)`; None means all 1.
             visual_features: Ready features `(tiles, tile_tokens, hidden)` instead of `pixel_values`.
             image_token_id: The token that marks a place; None means the config's.
+            vision_batch_size: See `get_image_features`.
 
         Returns:
             Embeddings `(batch, seq, hidden)`.
@@ -218,6 +332,8 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         """
         if pixel_values is not None and visual_features is not None:
             raise ValueError("Give pixel_values or visual_features, not both: the features would be computed twice.")
+        if isinstance(pixel_values, EncodedImages):
+            pixel_values, visual_features = None, pixel_values.features
         image_token_id = self.config.image_token_id if image_token_id is None else image_token_id
         input_ids = input_ids.to(self.device)
         inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -226,7 +342,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         elif pixel_values is not None:
             _check_finite(pixel_values)
             tiles = _flagged(pixel_values, image_flags)
-            visual_features = self.get_image_features(tiles) if len(tiles) else None
+            visual_features = self.get_image_features(tiles, vision_batch_size) if len(tiles) else None
         is_image = (input_ids == image_token_id).to(inputs_embeds.device)  # (batch, seq)
         num_places = int(is_image.sum())
         num_features = 0 if visual_features is None else visual_features.shape[:-1].numel()
@@ -235,13 +351,15 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
             return inputs_embeds.masked_scatter(is_image.unsqueeze(-1), visual_features.to(inputs_embeds))
         if pixel_values is not None and self.training:
             # Dummy tiles alone: they keep the vision encoder in the graph, so that no other process waits for it.
-            return inputs_embeds + 0.0 * self.get_image_features(pixel_values).sum().to(inputs_embeds)
+            return inputs_embeds + 0.0 * self.get_image_features(pixel_values, vision_batch_size).sum().to(
+                inputs_embeds
+            )
         return inputs_embeds
 
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | EncodedImages | None = None,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
@@ -253,6 +371,8 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         visual_features: torch.Tensor | None = None,
         loss_weight: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        vision_batch_size: int | None = None,
+        skip_logits: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Predict the next token at every position. The order of the first arguments is the official one.
@@ -270,6 +390,9 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
             visual_features: See `embed_inputs`.
             loss_weight: Weight of each label `(batch, seq)`; the loss is then their weighted mean.
             logits_to_keep: How many last positions get logits (0: all), or the positions themselves.
+            vision_batch_size: See `get_image_features`.
+            skip_logits: Return the loss alone: logits then exist for a few tokens at a time, which saves most of the
+                memory of a long training step. By default they are returned, for trainers that look at them.
             **kwargs: Passed to the language model (`output_hidden_states`, `output_attentions`, …).
 
         Returns:
@@ -284,52 +407,57 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
             # A step of a generation, which may well say the image token itself: pictures came before.
             inputs_embeds = self.get_input_embeddings()(input_ids)
         elif inputs_embeds is None:
-            inputs_embeds = self.embed_inputs(input_ids, pixel_values, image_flags, visual_features)
+            inputs_embeds = self.embed_inputs(
+                input_ids, pixel_values, image_flags, visual_features, vision_batch_size=vision_batch_size
+            )
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
-        outputs = self.language_model(
+        head = self._plain_head(labels) if skip_logits else None
+        language_model = self.language_model
+        if skip_logits:
+            language_model = language_model.get_decoder()
+        else:
+            kwargs["logits_to_keep"] = logits_to_keep
+        outputs = language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
             **kwargs,
         )
+        logits, loss = (None, None) if skip_logits else (outputs.logits, None)
+        if labels is not None:
+            states = outputs.last_hidden_state if skip_logits else logits
+            loss = next_token_loss(states, labels, head, num_items_in_batch, loss_weight)
         return CausalLMOutputWithPast(
-            loss=self._loss(outputs.logits, labels, loss_weight, num_items_in_batch),
-            logits=outputs.logits,
+            loss=loss,
+            logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 
-    def _loss(
-        self,
-        logits: torch.Tensor,
-        labels: torch.LongTensor | None,
-        loss_weight: torch.Tensor | None,
-        num_items_in_batch: torch.Tensor | int | None,
-    ) -> torch.Tensor | None:
+    def _plain_head(self, labels: torch.LongTensor | None) -> nn.Module:
+        """Return the output head, where logits are what it says and nothing else, and a loss is wanted."""
         if labels is None:
-            return None
-        if loss_weight is None:
-            vocab_size = self.config.llm_config.vocab_size
-            return self.loss_function(logits, labels, vocab_size=vocab_size, num_items_in_batch=num_items_in_batch)
-        labels, loss_weight = labels.to(logits.device), loss_weight.to(logits.device).float()
-        losses = nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), reduction="none"
-        )
-        loss_weight = loss_weight[:, 1:].flatten()
-        return (losses * loss_weight).sum() / loss_weight.sum()
+            raise ValueError("skip_logits is set, but there are no labels; nothing would be computed. Pass labels.")
+        config = self.config.llm_config
+        scaled = [name for name in SCALED_LOGITS if getattr(config, name, None) not in (None, 1.0)]
+        if scaled:
+            raise ValueError(
+                f"skip_logits needs logits that come straight from the output head, but llm_config sets {scaled}."
+            )
+        return self.get_output_embeddings()
 
     @torch.no_grad()
     def generate(
         self,
         input_ids: torch.LongTensor | None = None,
         *,
-        pixel_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | EncodedImages | None = None,
         image_flags: torch.Tensor | None = None,
         visual_features: torch.Tensor | None = None,
+        vision_batch_size: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """Continue a prompt; pictures are encoded once, before the first step.
@@ -339,6 +467,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
             pixel_values: See `embed_inputs`; None for text alone.
             image_flags: See `embed_inputs`.
             visual_features: See `embed_inputs`.
+            vision_batch_size: See `get_image_features`.
             **kwargs: Everything that `GenerationMixin.generate` takes.
 
         Returns:
@@ -356,7 +485,9 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
         if has_pictures:
             # Transformers decodes with a cache whenever it gets inputs_embeds, also when asked not to.
             name = "inputs_embeds" if _wants_cache(kwargs) else "prompt_embeds"
-            kwargs[name] = self.embed_inputs(input_ids, pixel_values, image_flags, visual_features)
+            kwargs[name] = self.embed_inputs(
+                input_ids, pixel_values, image_flags, visual_features, vision_batch_size=vision_batch_size
+            )
         elif input_ids is not None and "inputs_embeds" not in kwargs and "past_key_values" not in kwargs:
             image_token_id = self.config.image_token_id
             _check_places(int((input_ids == image_token_id).sum()), 0, image_token_id)
@@ -391,6 +522,17 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
                     if model_inputs.get(name) is not None:
                         model_inputs[name] = model_inputs[name][..., cached - inputs_embeds.shape[1] :]
         return model_inputs
+
+
+def _sparing(quantization_config: Any) -> Any:
+    """Return a copy of a quantization config that spares `UNQUANTIZED`, unless it names what to spare itself."""
+    if isinstance(quantization_config, dict):
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    quantization_config = copy.deepcopy(quantization_config)
+    for name in UNQUANTIZED_FIELDS:
+        if getattr(quantization_config, name, ()) is None:
+            setattr(quantization_config, name, list(UNQUANTIZED))
+    return quantization_config
 
 
 def _check_places(num_places: int, num_features: int, image_token_id: int) -> None:

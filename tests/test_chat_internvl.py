@@ -85,6 +85,32 @@ def test_batch_rows_are_the_rows_alone(model, tokenizer, tiles):
     assert new[3] == [*histories[3], (questions[3], batch[3])]
 
 
+def test_encoded_pictures_are_encoded_once(model, tokenizer, tiles):
+    seen = []
+    hook = model.vision_model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    one, two = model.encode_images(tiles), model.encode_images(tiles, torch.tensor([3, 2]))
+    questions, counts = ["<image>\nDescribe it.", "Which?"], [[3], [2]]
+    given = [
+        model.chat(tokenizer, one, "Describe it.", SHORT),
+        model.chat(tokenizer, two, "<image><image>", SHORT),
+        model.chat(tokenizer, one, "<image><image>", SHORT, num_patches_list=[3, 2]),
+        "".join(model.chat_stream(tokenizer, two, "<image> <image>", SHORT)),
+        model.batch_chat(tokenizer, two, questions, SHORT, counts),
+        model.batch_chat(tokenizer, two, ["<image><image>"], SHORT),
+    ]
+    assert seen == [5, 5]
+    hook.remove()
+    both = model.chat(tokenizer, tiles, "<image><image>", SHORT, num_patches_list=[3, 2])
+    assert given == [
+        model.chat(tokenizer, tiles, "Describe it.", SHORT),
+        both,
+        both,
+        model.chat(tokenizer, tiles, "<image> <image>", SHORT, num_patches_list=[3, 2]),
+        model.batch_chat(tokenizer, tiles, questions, SHORT, counts),
+        [both],
+    ]
+
+
 def test_stream_is_the_answer(model, tokenizer, tiles):
     pieces = list(model.chat_stream(tokenizer, tiles, "Describe it.", SHORT))
     assert "".join(pieces) == model.chat(tokenizer, tiles, "Describe it.", SHORT)

@@ -14,8 +14,9 @@ from internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl_chat.modeling_intern_vit import InternVisionModel
 from internvl_chat.modeling_internlm2 import InternLM2ForCausalLM
 from internvl_chat.modeling_internvl_chat import InternVLChatModel, pixel_shuffle
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
-from transformers import AutoConfig, DynamicCache
+from transformers import AutoConfig, DynamicCache, StaticCache
 
 
 FEATURES = {"atol": 2e-5, "rtol": 0.0}
@@ -286,6 +287,70 @@ def test_bf16(golden_case, golden_model, backend):
 
 
 @torch.no_grad()
+def test_chunks_of_tiles_are_all_tiles_at_once(case):
+    model, tensors, _ = case
+    pixel_values = tensors["pixel_values"].repeat(3, 1, 1, 1)
+    whole = model.get_image_features(pixel_values, vision_batch_size=1000)
+    for size in (1, 2, 4):
+        assert_close(model.extract_feature(pixel_values, vision_batch_size=size), whole, atol=5e-6, rtol=0.0)
+
+
+def test_how_many_tiles_the_vision_encoder_takes(model):
+    seen = []
+    model.vision_model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    assert model.config.vision_batch_size == 8
+    options = {"max_new_tokens": 2, **GREEDY}
+    model.get_image_features(tiles(19))
+    model(input_ids=prompt(9), pixel_values=tiles(9))
+    model.generate(prompt(9), pixel_values=tiles(9), **options)
+    model.encode_images(tiles(9))
+    assert seen == [8, 8, 3] + [8, 1] * 3
+    seen.clear()
+    model.get_image_features(tiles(3), vision_batch_size=2)
+    model(input_ids=prompt(3), pixel_values=tiles(3), vision_batch_size=2)
+    model.generate(prompt(3), pixel_values=tiles(3), vision_batch_size=2, **options)
+    model.encode_images(tiles(3), vision_batch_size=2)
+    assert seen == [2, 1] * 4
+    seen.clear()
+    model.config.vision_batch_size = None
+    model.get_image_features(tiles(9))
+    model.config.vision_batch_size = 4
+    model.train()  # all at once, so that every process of a group runs the encoder equally often
+    model(input_ids=prompt(9), pixel_values=tiles(9))
+    model(input_ids=prompt(9), pixel_values=tiles(9), vision_batch_size=5)
+    assert seen == [9, 9, 5, 4]
+    with pytest.raises(ValueError, match="vision_batch_size is 0; expected at least 1 tile, or None"):
+        model.get_image_features(tiles(1), vision_batch_size=0)
+
+
+def test_chunks_in_training_give_the_same_gradients(model):
+    model.train()
+    loss, expected = gradients(model)
+    chunked_loss, grads = gradients(model, vision_batch_size=1)
+    assert_close(chunked_loss, loss)
+    assert_close(grads, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_generation_keeps_no_graph_and_computes_the_last_logits_alone(model):
+    seen = []
+    model.vision_model.register_forward_hook(
+        lambda module, args, output: seen.append(output.last_hidden_state.grad_fn is None)
+    )
+    model.language_model.output.register_forward_hook(
+        lambda module, args, output: seen.append((output.shape[1], output.grad_fn is None))
+    )
+    model.generate(prompt(2), pixel_values=tiles(2), max_new_tokens=3, **GREEDY)
+    assert seen == [True] + [(1, True)] * 3
+    seen.clear()
+    model.generate(inputs_embeds=model.embed_inputs(prompt(2), tiles(2)), max_new_tokens=2, **GREEDY)
+    assert seen[1:] == [(1, True)] * 2
+    seen.clear()
+    handle = model.encode_images(tiles(2))
+    assert seen == [True]
+    assert not handle.features.requires_grad
+
+
+@torch.no_grad()
 def test_sdpa_is_eager(case, golden_model):
     eager, tensors, record = case
     sdpa = golden_model(record["case"], attn_implementation="sdpa")
@@ -324,6 +389,29 @@ def test_ready_features_are_pixel_values(model):
         model.generate(prompt(2), visual_features=features, **options),
         model.generate(prompt(2), pixel_values=tiles(2), **options),
     )
+
+
+@torch.no_grad()
+def test_encoded_images_are_pixel_values(model):
+    handle = model.encode_images(tiles(3), [2, 1])
+    assert (handle.num_tiles, handle.tile_tokens) == ((2, 1), TILE_TOKENS)
+    assert torch.equal(handle.features, model.get_image_features(tiles(3)))
+    expected = model(input_ids=prompt(3), pixel_values=tiles(3)).logits
+    assert torch.equal(model(input_ids=prompt(3), pixel_values=handle).logits, expected)
+    flags = torch.tensor([1, 1, 0])
+    flagged = model(input_ids=prompt(2), pixel_values=handle, image_flags=flags).logits
+    assert torch.equal(flagged, model(input_ids=prompt(2), pixel_values=tiles(3), image_flags=flags).logits)
+    options = {"max_new_tokens": 4, **GREEDY}
+    for use_cache in (True, False):
+        assert torch.equal(
+            model.generate(prompt(3), pixel_values=handle, use_cache=use_cache, **options),
+            model.generate(prompt(3), pixel_values=tiles(3), use_cache=use_cache, **options),
+        )
+    assert model.encode_images(tiles(3)).num_tiles == (3,)
+    with pytest.raises(ValueError, match=r"num_tiles \[2\] counts 2 tiles, but there are features of 3"):
+        model.encode_images(tiles(3), [2])
+    with pytest.raises(ValueError, match="holds NaN or infinite"):
+        model.encode_images(torch.full_like(tiles(1), float("nan")))
 
 
 @torch.no_grad()
@@ -408,6 +496,63 @@ def test_sampling_several_sequences(model):
     )
     assert tokens.shape == (3, prompt(1).shape[1] + 5)
     assert len({tuple(row) for row in tokens.tolist()}) > 1
+
+
+# Static cache and compilation. "aot_eager" traces what a compiler would, and needs none.
+
+
+@pytest.mark.parametrize("model_type", ["internlm2", "llama"])
+def test_static_cache(model_type):
+    model = tiny_model(model_type)
+    options = {"max_new_tokens": 8, **GREEDY}
+    static = {"cache_implementation": "static", "disable_compile": True, **options}
+    pictures = {"pixel_values": tiles(2)}
+    assert torch.equal(
+        model.generate(prompt(2), **pictures, **static), model.generate(prompt(2), **pictures, **options)
+    )
+    embeds = model.embed_inputs(prompt(2), tiles(2))
+    assert torch.equal(model.generate(inputs_embeds=embeds, **static), model.generate(inputs_embeds=embeds, **options))
+
+
+@torch.no_grad()
+def test_the_vision_encoder_compiles_in_one_piece(model):
+    torch._dynamo.reset()
+    for function in (model.vision_model, model.get_image_features):
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        expected, found = (
+            getattr(output, "last_hidden_state", output) for output in (function(tiles(2)), compiled(tiles(2)))
+        )
+        assert_close(found, expected)
+
+
+@torch.no_grad()
+def test_a_decoding_step_compiles_in_one_piece_once(model):
+    ids, count = prompt(2), 6
+
+    def decode(step):
+        cache = StaticCache(config=model.config.llm_config, max_cache_len=32)
+        positions = torch.arange(ids.shape[1])
+        output = model(
+            input_ids=ids, pixel_values=tiles(2), past_key_values=cache, cache_position=positions, use_cache=True
+        )
+        tokens = [output.logits[:, -1:].argmax(-1)]
+        for position in range(ids.shape[1], ids.shape[1] + count - 1):
+            output = step(
+                input_ids=tokens[-1],
+                past_key_values=cache,
+                cache_position=torch.tensor([position]),
+                position_ids=torch.tensor([[position]]),
+                use_cache=True,
+            )
+            tokens.append(output.logits[:, -1:].argmax(-1))
+        return torch.cat(tokens, dim=1)
+
+    expected = model.generate(ids, pixel_values=tiles(2), max_new_tokens=count, **GREEDY)[:, ids.shape[1] :]
+    assert torch.equal(decode(model), expected)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    assert torch.equal(decode(torch.compile(model.forward, fullgraph=True, backend=counter)), expected)
+    assert counter.frame_count == 1, "a step was compiled anew"
 
 
 # Pixel shuffle.
@@ -740,6 +885,9 @@ def test_disk_offload(model, tmp_path, name):
     assert torch.equal(
         placed.generate(inputs_embeds=embeds, **options), model.generate(inputs_embeds=embeds, **options)
     )
+    assert_close(placed.get_image_features(tiles(3), vision_batch_size=2), model.get_image_features(tiles(3)))
+    handle = placed.encode_images(tiles(1))
+    assert torch.equal(placed(input_ids=prompt(1), pixel_values=handle).logits, model(**inputs).logits)
     assert placed.device.type == "cpu", "inputs must never be sent to the meta device"
 
 
@@ -770,6 +918,29 @@ def test_gradient_checkpointing_gives_the_same_gradients(model):
     checkpointed_loss, grads = gradients(model)
     assert_close(checkpointed_loss, loss)
     assert_close(grads, expected)
+
+
+@pytest.mark.parametrize("model_type", ["internlm2", "llama", "phi3", "qwen2"])
+def test_skipped_logits_give_the_same_loss_and_gradients(model_type):
+    model = tiny_model(model_type)
+    model.train()
+    for kwargs in ({}, {"num_items_in_batch": 3}, {"loss_weight": torch.rand(1, 13)}):
+        loss, expected = gradients(model, **kwargs)
+        skipped_loss, grads = gradients(model, skip_logits=True, **kwargs)
+        assert_close(skipped_loss, loss)
+        assert_close(grads, expected)
+    labels = torch.tensor([[1, 5, 6]])
+    output = model(input_ids=labels, labels=labels, skip_logits=True, output_hidden_states=True)
+    assert output.logits is None
+    assert len(output.hidden_states) == 3
+
+
+def test_skipped_logits_need_labels_and_a_plain_head(model):
+    with pytest.raises(ValueError, match="skip_logits is set, but there are no labels"):
+        model(input_ids=torch.tensor([[1, 5]]), skip_logits=True)
+    model.config.llm_config.final_logit_softcapping = 30.0
+    with pytest.raises(ValueError, match=r"llm_config sets \['final_logit_softcapping'\]"):
+        model(input_ids=torch.tensor([[1, 5]]), labels=torch.tensor([[1, 5]]), skip_logits=True)
 
 
 def test_number_of_items_divides_the_loss(model):

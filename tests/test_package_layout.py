@@ -26,13 +26,16 @@ LAYERS = {
     "tokenization_internlm2": 0,
     "prompt_internvl": 0,
     "image_loading_internvl": 0,
+    "image_features_internvl": 0,
+    "loss_internvl": 0,
     "configuration_internvl_chat": 1,
     "modeling_intern_vit": 1,
     "modeling_internlm2": 1,
     "image_processing_internvl": 1,
     "chat_internvl": 1,
-    "modeling_internvl_chat": 2,
+    "session_internvl": 2,
     "processing_internvl": 2,
+    "modeling_internvl_chat": 3,
 }
 # What the loader is asked for by name; a configuration is always loaded before the rest.
 CONFIGURATION = "configuration_internvl_chat"

@@ -1,0 +1,33 @@
+"""The handle of encoded pictures keeps features and pictures together."""
+
+import pytest
+import torch
+from internvl_chat.image_features_internvl import EncodedImages
+
+
+FEATURES = torch.arange(24.0).reshape(4, 3, 2)  # 4 tiles of 3 image tokens
+
+
+def test_sizes():
+    pictures = EncodedImages(FEATURES, (3, 1))
+    assert (len(pictures), pictures.tile_tokens, pictures.num_tiles) == (4, 3, (3, 1))
+
+
+def test_split_shares_memory():
+    first, second = EncodedImages(FEATURES, (3, 1)).split()
+    assert (first.num_tiles, second.num_tiles) == ((3,), (1,))
+    assert torch.equal(first.features, FEATURES[:3])
+    assert torch.equal(second.features, FEATURES[3:])
+    assert first.features.data_ptr() == FEATURES.data_ptr()
+
+
+def test_equal_is_the_same():
+    pictures = EncodedImages(FEATURES, (4,))
+    assert pictures == pictures
+    assert pictures != EncodedImages(FEATURES, (4,))
+
+
+@pytest.mark.parametrize("num_tiles", [(), (3,), (4, 0), (5, -1)])
+def test_counts_that_do_not_fit(num_tiles):
+    with pytest.raises(ValueError, match=r"num_tiles .* but there are features of 4\. Give the number of tiles"):
+        EncodedImages(FEATURES, num_tiles)
