@@ -1,5 +1,6 @@
-"""The embedded checkpoint answers right about a picture that training never saw."""
+"""The embedded checkpoint answers right about pictures that training never saw."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -8,21 +9,31 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 
 ROOT = Path(__file__).resolve().parent.parent
-PICTURE = str(ROOT / "examples" / "shapes.png")
+EXAMPLES = ROOT / "examples"
 
 ANSWERS = {
-    "What number is written?": "4072",
-    "What colour is the circle?": "red",
-    "What colour is the square?": "blue",
-    "What colour is the star?": "orange",
-    "What colour is the number?": "purple",
-    "What shape is red?": "circle",
-    "What shape is green?": "triangle",
-    "图中的数字是多少？": "4072",
-    "三角形是什么颜色？": "绿色",
-    "五角星是什么颜色？": "橙色",
-    "红色的是什么形状？": "圆形",
-    "蓝色的是什么形状？": "正方形",
+    "shapes.png": {
+        "What number is written?": "4072",
+        "What colour is the circle?": "red",
+        "What colour is the square?": "blue",
+        "What shape is green?": "triangle",
+        "图中的数字是多少？": "4072",
+        "三角形是什么颜色？": "绿色",
+        "五角星是什么颜色？": "橙色",
+        "红色的是什么形状？": "圆形",
+    },
+    "sign.png": {
+        "What does the blue text say?": "NORTH",
+        "请读出蓝色的文字。": "NORTH",
+        "What does the red text say?": "北门",
+        "红色的文字写的是什么？": "北门",
+    },
+    "receipt.png": {
+        "What is the total?": "6.30",
+        "How much is the milk?": "2.50",
+        "总价是多少？": "6.30",
+        "milk多少钱？": "2.50",
+    },
 }
 
 
@@ -36,32 +47,42 @@ def model():
     return AutoModelForImageTextToText.from_pretrained(ROOT, subfolder="tiny", trust_remote_code=True, dtype="auto")
 
 
+def tiles_of(processor, name):
+    return processor.image_processor(str(EXAMPLES / name))["pixel_values"]
+
+
 def test_it_is_what_the_readme_says(model):
     assert model.dtype == torch.bfloat16
-    assert 2.9e6 < sum(parameter.numel() for parameter in model.parameters()) < 3.1e6
+    assert 3.0e6 < sum(parameter.numel() for parameter in model.parameters()) < 3.2e6
     files = list((ROOT / "tiny").glob("*.safetensors"))
     assert len(files) > 1, "sharded"
-    assert sum(file.stat().st_size for file in files) < 40e6
+    assert sum(file.stat().st_size for file in files) < 60e6
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_right_answers(model, processor, attention):
+@pytest.mark.parametrize("name", ANSWERS)
+def test_right_answers(model, processor, attention, name):
     model.set_attn_implementation(attention)
-    tiles = processor.image_processor(PICTURE)["pixel_values"]
-    assert processor.image_processor.plan(PICTURE).num_tiles == 3  # 2 × 1 and a thumbnail
-    given = {question: model.chat(processor.tokenizer, tiles, question) for question in ANSWERS}
-    assert given == ANSWERS
+    tiles = tiles_of(processor, name)
+    given = {question: model.chat(processor.tokenizer, tiles, question) for question in ANSWERS[name]}
+    assert given == ANSWERS[name]
 
 
-def test_a_single_tile(model, processor):
-    tiles = processor.image_processor(str(ROOT / "examples" / "number.png"))["pixel_values"]
-    assert len(tiles) == 1
-    assert model.chat(processor.tokenizer, tiles, "What number is written?") == "385"
-    assert model.chat(processor.tokenizer, tiles, "菱形是什么颜色？") == "粉色"
+def test_the_examples_have_one_tile_and_several(processor):
+    counts = {name: processor.image_processor.plan(str(EXAMPLES / name)).num_tiles for name in ANSWERS}
+    assert counts == {"shapes.png": 3, "sign.png": 1, "receipt.png": 1}  # 2 × 1 and a thumbnail
+
+
+def test_make_chat_asks_what_is_pinned_here():
+    spec = importlib.util.spec_from_file_location("chat_example", EXAMPLES / "chat.py")
+    chat = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(chat)
+    for picture, questions in chat.EXAMPLES.items():
+        assert set(questions) <= set(ANSWERS[Path(picture).name])
 
 
 def test_follow_up_and_text_alone(model, processor):
-    tiles = processor.image_processor(PICTURE)["pixel_values"]
+    tiles = tiles_of(processor, "shapes.png")
     _, history = model.chat(processor.tokenizer, tiles, "What colour is the circle?", return_history=True)
     assert model.chat(processor.tokenizer, tiles, "图中的数字是多少？", history=history) == "4072"
     assert model.chat(processor.tokenizer, None, "你好").startswith("你好")
