@@ -1,0 +1,114 @@
+"""Checkpoint folders in the published layout: loads one, writes one, and merges LoRA adapters into one.
+
+Merge by hand, for example a checkpoint of a run that goes on, with `python -m training.merge BASE ADAPTER TARGET`.
+"""
+
+import argparse
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+
+# Everything of a checkpoint folder but weights and cards: settings, code, chat template, tokenizer.
+KEPT = (".json", ".py", ".jinja", ".model", ".txt")
+WEIGHT_INDEX = ".index.json"
+
+
+def located(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Find out how `from_pretrained` opens a checkpoint folder.
+
+    Args:
+        folder: A folder with its code in it, or below the code as `tiny/` is.
+
+    Returns:
+        What `from_pretrained` takes, first argument and keywords.
+
+    Raises:
+        FileNotFoundError: If it is no such folder.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} has no config.json; expected a folder with a checkpoint and this package's files in it."
+        )
+    if list(folder.glob("modeling_*.py")):
+        return folder, {"trust_remote_code": True}
+    return folder.resolve().parent, {"subfolder": folder.name, "trust_remote_code": True}
+
+
+def load_model(folder: Path, dtype: str = "auto", attention: str = "sdpa") -> PreTrainedModel:
+    """Load the model of a checkpoint folder.
+
+    Args:
+        folder: See `located`.
+        dtype: Its dtype; "auto" means the checkpoint's.
+        attention: Name of the attention backend.
+
+    Returns:
+        The model.
+    """
+    place, options = located(folder)
+    return AutoModelForImageTextToText.from_pretrained(place, dtype=dtype, attn_implementation=attention, **options)
+
+
+def load_processor(folder: Path) -> ProcessorMixin:
+    """Load the processor of a checkpoint folder, see `located`."""
+    place, options = located(folder)
+    return AutoProcessor.from_pretrained(place, **options)
+
+
+def write_folder(state: dict[str, torch.Tensor], source: Path, target: Path) -> None:
+    """Write a checkpoint folder: new weights, in the dtype of the source, and whatever else the source has.
+
+    Args:
+        state: Weights by name.
+        source: The folder that the model came from.
+        target: The folder to write.
+    """
+    place, options = located(source)
+    dtype = AutoConfig.from_pretrained(place, **options).dtype or torch.float32
+    target.mkdir(parents=True, exist_ok=True)
+    for old in target.glob("*.safetensors*"):
+        old.unlink()
+    # Copies, because gathered weights may be views of something larger.
+    save_torch_state_dict({name: value.to(dtype, copy=True) for name, value in state.items()}, target)
+    for folder, suffixes in ((place, (".py",)), (source, KEPT)):
+        for file in folder.iterdir():
+            if file.suffix in suffixes and not file.name.endswith(WEIGHT_INDEX):
+                shutil.copyfile(file, target / file.name)
+
+
+def merge(base: Path, adapter: Path, target: Path) -> None:
+    """Merge LoRA adapters into the weights of a checkpoint folder.
+
+    Args:
+        base: The folder that was fine-tuned.
+        adapter: The folder of the adapters.
+        target: The folder to write.
+
+    Raises:
+        UserWarning: If adapters are missing; they would be taken for zeros.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        model = PeftModel.from_pretrained(load_model(base), adapter).merge_and_unload()
+    write_folder(model.state_dict(), base, target)
+
+
+def main() -> None:
+    """Merge from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", type=Path, help="checkpoint folder that was fine-tuned")
+    parser.add_argument("adapter", type=Path, help="folder of the adapters, for example a checkpoint of the run")
+    parser.add_argument("target", type=Path, help="folder to write")
+    options = parser.parse_args()
+    merge(options.base, options.adapter, options.target)
+
+
+if __name__ == "__main__":
+    main()
