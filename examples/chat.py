@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = {
     "examples/shapes.png": ("What number is written?", "What colour is the circle?", "图中的五角星是什么颜色？"),
     "examples/sign.png": ("What does the blue text say?", "红色的文字写的是什么？"),
-    "examples/receipt.png": ("What is the total?", "milk多少钱？"),
+    "examples/receipt.png": ("What is the total?", "总价是多少？"),
 }
 
 

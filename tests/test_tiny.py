@@ -19,7 +19,7 @@ ANSWERS = {
         "What shape is green?": "triangle",
         "图中的数字是多少？": "4072",
         "三角形是什么颜色？": "绿色",
-        "五角星是什么颜色？": "橙色",
+        "图中的五角星是什么颜色？": "橙色",
         "红色的是什么形状？": "圆形",
     },
     "sign.png": {
@@ -30,9 +30,7 @@ ANSWERS = {
     },
     "receipt.png": {
         "What is the total?": "6.30",
-        "How much is the milk?": "2.50",
         "总价是多少？": "6.30",
-        "milk多少钱？": "2.50",
     },
 }
 

@@ -43,8 +43,8 @@ def draw_receipt(rng: random.Random) -> Scene:
     """Draw a receipt of two items."""
     scene = Scene.blank((230, 220), (252, 252, 250))
     for row, (item, price) in enumerate((("MILK", "2.50"), ("BREAD", "3.80"), ("TOTAL", "6.30"))):
-        _write(scene, rng, (WORD, item, "black"), 20, 20, 50 + 42 * row)
-        _write(scene, rng, (NUMBER, price, "black"), 20, 156, 50 + 42 * row)
+        _write(scene, rng, (WORD, item, "black"), 22, 14, 34 + 48 * row)
+        _write(scene, rng, (NUMBER, price, "black"), 22, 161, 34 + 48 * row)
     return scene
 
 

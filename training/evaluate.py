@@ -50,6 +50,22 @@ ASKED = {
     "held-out layouts": ("receipt", "form"),
     "two pictures": ("colour", "shape", "count", "number"),
 }
+# Task -> the layout of pictures that it is asked about; shapes where nothing is said.
+LAYOUTS = {
+    "digit": "number",
+    "number": "number",
+    "word": "text",
+    "line": "text",
+    "chinese": "text",
+    "text_colour": "text",
+    "text_by_colour": "texts",
+    "receipt": "receipt",
+    "form": "form",
+    "chart_value": "chart",
+    "chart_extreme": "chart",
+}
+# Lines are rare in training.
+LINE_SHARE = 0.3
 JUDGES: dict[str, Callable[[str, Turn], float]] = {
     "exact": lambda answer, turn: exact(answer, turn.answer),
     "anls": lambda answer, turn: anls(answer, [turn.answer]),
@@ -156,9 +172,7 @@ class Checkpoint:
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            padding=True,
-            padding_side="left",
-            **self.options,
+            processor_kwargs={"padding": True, "padding_side": "left", **self.options},
         )
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
@@ -187,6 +201,9 @@ def draw_questions(
         wanted = {(task, language): samples for task in ASKED.get(group, TASKS) for language in LANGUAGES}
         while any(wanted.values()):
             canvas = rng.choice(canvases)
+            missing = rng.choice([task for (task, _), count in wanted.items() if count])
+            layout = {LAYOUTS.get(missing, "shapes"): 1}
+            batches.pictures = config["pictures"] | {"layouts": layout, "line_share": LINE_SHARE}
             scenes = [
                 batches.scene(rng, canvas, HeldOut(True, group == "held-out fonts", group == "held-out layouts"))
                 for _ in range(2 if group == "two pictures" else 1)
@@ -268,7 +285,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", help="torch dtype to load in")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, help="load with bitsandbytes")
     parser.add_argument("--max-tiles", type=int, help="most tiles per picture; default: the folder's setting")
-    parser.add_argument("--batch-size", type=int, default=32, help="tiles at a time")
+    parser.add_argument("--batch-size", type=int, default=128, help="tiles at a time")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--json", type=Path, help="file that receives results and wrong answers")
     arguments = parser.parse_args()
