@@ -6,12 +6,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 
@@ -310,6 +311,23 @@ def test_lora_learns_merges_and_loads(folder, data, encode, tmp_path, monkeypatc
     assert_close(logits_of(merged, sample), logits_of(adapted, sample), atol=2e-4, rtol=1e-4)
     assert not torch.allclose(logits_of(merged, sample), logits_of(merge.load_model(folder), sample), atol=0.1)
     assert AutoProcessor.from_pretrained(result, trust_remote_code=True).image_processor.tile_size == 112
+
+
+def test_missing_adapters_are_not_taken_for_zeros(folder, data, tmp_path):
+    options = arguments(folder, data, tmp_path, lora_rank=2)
+    finetune.choose_trained(merge.load_model(folder), options).save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file(dict(list(load_file(file).items())[1:]), file)
+    with pytest.raises(UserWarning, match="Found missing adapter keys"):
+        merge.merge(folder, tmp_path / "adapter", tmp_path / "merged")
+
+
+def test_sharding_that_would_lose_adapters_is_refused(folder, data, tmp_path):
+    options = arguments(folder, data, tmp_path, lora_rank=2)
+    model = finetune.choose_trained(merge.load_model(folder), options)
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(activation_checkpointing=True))
+    with pytest.raises(ValueError, match="set fsdp_activation_checkpointing to false and pass --activation-check"):
+        finetune.check_sharding(model, SimpleNamespace(state=state))
 
 
 class KilledError(RuntimeError):

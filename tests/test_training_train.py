@@ -103,7 +103,7 @@ def test_it_trains_as_a_plain_loop_and_goes_on_after_a_kill(stage, config, tmp_p
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3" / "trainer_state.json").write_text('{"global_')
     with (tmp_path / trainer.LOG_FILE).open("a") as file:
-        file.write('{"step": 3, "loss": 9.0}\n')
+        file.write('{"step": 3, "loss": 9.0}\n{"step": 3, "lo')
     resumed = stage_trainer(config, stage, tmp_path)
     resumed.run()
     assert resumed.state.global_step == STEPS

@@ -13,10 +13,12 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments, set_seed
+from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from training.conversations import Collator, ConversationEncoder, Conversations, read_conversations
@@ -95,6 +97,7 @@ class FinetuneArguments(TrainingArguments):
             raise ValueError(f"--lora-parts has {', '.join(unknown)}; expected some of {', '.join(PARTS)}.")
         # Several processes on CPUs are several only when told so.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
         super().__post_init__()
 
     @property
@@ -198,7 +201,7 @@ def finetune(arguments: FinetuneArguments) -> Path:
         eval_dataset=conversations(arguments.eval_data) if arguments.eval_data else None,
         data_collator=Collator(pad_token_id, processor.image_processor.tile_size, weighted),
     )
-    _check_sharding(trainer)
+    check_sharding(trainer.model, trainer.accelerator)
     if weighted:
         # The model's weighted mean is one of this batch, not of a number of tokens that the Trainer counts.
         trainer.model_accepts_loss_kwargs = False
@@ -208,10 +211,18 @@ def finetune(arguments: FinetuneArguments) -> Path:
     return run / "model"
 
 
-def _check_sharding(trainer: FinetuneTrainer) -> None:
-    """Refuse what would lose the adapters in silence: PEFT looks for them under names that FSDP changes with this."""
-    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if plugin is not None and plugin.activation_checkpointing and isinstance(trainer.model, PeftModel):
+def check_sharding(model: nn.Module, accelerator: Accelerator) -> None:
+    """Refuse what would lose adapters in silence: FSDP's checkpointing renames the layers where PEFT looks for them.
+
+    Args:
+        model: The model that learns.
+        accelerator: The Trainer's.
+
+    Raises:
+        ValueError: If checkpoints would have no adapters.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if isinstance(model, PeftModel) and plugin is not None and plugin.activation_checkpointing:
         raise ValueError(
             "With FSDP's own activation checkpointing the adapters would not be saved: set "
             "fsdp_activation_checkpointing to false and pass --activation-checkpointing instead."
@@ -227,6 +238,7 @@ def write_result(trainer: FinetuneTrainer, source: Path, run: Path) -> None:
         run: Where to write.
     """
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes bring what they hold
+    unset_hf_deepspeed_config()  # from here on one process works alone, and loads the first weights whole
     if trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model)
         if isinstance(model, PeftModel):

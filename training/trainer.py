@@ -5,6 +5,7 @@ checkpoint.
 """
 
 import json
+import math
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -31,8 +32,9 @@ LOG_FILE = "log.jsonl"
 
 def last_checkpoint(run: Path) -> Path | None:
     """Find the newest checkpoint of a run that was written to its end, for a kill may come at any moment."""
-    checkpoints = sorted(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
-    return next((folder for folder in reversed(checkpoints) if _is_whole(folder)), None)
+    steps = {folder: folder.name.removeprefix("checkpoint-") for folder in run.glob("checkpoint-*")}
+    whole = [folder for folder, step in steps.items() if step.isdecimal() and _is_whole(folder)]
+    return max(whole, key=lambda folder: int(steps[folder]), default=None)
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -78,7 +80,7 @@ class LogFile(TrainerCallback):
         self.file = Path(args.output_dir) / LOG_FILE
         if state.is_world_process_zero and self.file.exists():
             lines = self.file.read_text("utf-8").splitlines(keepends=True)
-            self.file.write_text("".join(line for line in lines if json.loads(line)["step"] <= state.global_step))
+            self.file.write_text("".join(line for line in lines if _step_of(line) <= state.global_step))
         hidden = args.disable_tqdm or not state.is_world_process_zero
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=hidden, mininterval=5)
 
@@ -99,7 +101,7 @@ class LogFile(TrainerCallback):
         """Write what the Trainer logs, except for the summary at the end."""
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
-        logs = {name: float(f"{value:.4g}") for name, value in logs.items()}
+        logs = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in logs.items()}
         self.bar.set_postfix(logs)
         with self.file.open("a") as file:
             file.write(json.dumps({"step": state.global_step} | logs) + "\n")
@@ -109,6 +111,14 @@ class LogFile(TrainerCallback):
     ) -> None:
         """Finish the bar."""
         self.bar.close()
+
+
+def _step_of(line: str) -> float:
+    """Give the step of a line of the log; one that a kill cut short is of no step."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf
 
 
 class TimedCheckpoints(TrainerCallback):
