@@ -23,9 +23,10 @@ from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from training.data import ONE_TILE, Batches, load_config
+from training.folders import located
 from training.metrics import anls, box_accuracy, exact, relaxed, vqa_accuracy
 from training.pictures import HeldOut
-from training.prepare import ROOT, TINY
+from training.prepare import TINY
 from training.questions import TASKS, Turn, about_image, facts, phrase
 from training.wordings import LANGUAGES, SMALL_TALK, WORDINGS
 
@@ -136,7 +137,7 @@ class Checkpoint:
     """A model with its processor.
 
     Args:
-        folder: Checkpoint folder; inside the repository, the code in its root is used.
+        folder: Checkpoint folder with its code in it, or below the code as `tiny/` is.
         dtype: Name of the torch dtype to load in.
         quantization: A key of `QUANTIZATIONS`, which needs bitsandbytes, or None.
         max_tiles: Most tiles per picture; None means the folder's setting.
@@ -149,9 +150,7 @@ class Checkpoint:
         quantization: str | None = None,
         max_tiles: int | None = None,
     ) -> None:
-        inside = folder.resolve().parent == ROOT
-        place: dict[str, Any] = {"trust_remote_code": True} | ({"subfolder": folder.name} if inside else {})
-        path = ROOT if inside else folder
+        path, place = located(folder)
         options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
         if quantization:
             options["quantization_config"] = BitsAndBytesConfig(**QUANTIZATIONS[quantization])

@@ -7,38 +7,18 @@ import argparse
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from training.folders import located
+
 
 # Everything of a checkpoint folder but weights and cards: settings, code, chat template, tokenizer.
 KEPT = (".json", ".py", ".jinja", ".model", ".txt")
 WEIGHT_INDEX = ".index.json"
-
-
-def located(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Find out how `from_pretrained` opens a checkpoint folder.
-
-    Args:
-        folder: A folder with its code in it, or below the code as `tiny/` is.
-
-    Returns:
-        What `from_pretrained` takes, first argument and keywords.
-
-    Raises:
-        FileNotFoundError: If it is no such folder.
-    """
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} has no config.json; expected a folder with a checkpoint and this package's files in it."
-        )
-    if list(folder.glob("modeling_*.py")):
-        return folder, {"trust_remote_code": True}
-    return folder.resolve().parent, {"subfolder": folder.name, "trust_remote_code": True}
 
 
 def load_model(folder: Path, dtype: str = "auto", attention: str = "sdpa") -> PreTrainedModel:

@@ -23,10 +23,11 @@ from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModel, TrainingArguments
 
 from training.data import Batch, Batches, PromptEncoder, load_config
+from training.folders import located
 from training.heads import SPELLING_LAYER, TrainingHeads, pull_loss
 from training.optim import MasterOptimizer, rate_at
 from training.oracle import OracleCodes
-from training.prepare import ROOT, TINY
+from training.prepare import TINY
 from training.tiles import CHARACTERS
 from training.trainer import RunTrainer, TimedCheckpoints, last_checkpoint
 
@@ -54,10 +55,8 @@ def build_model(seed: int, folder: Path = TINY) -> nn.Module:
         The model, with weights fit for training from scratch.
     """
     torch.manual_seed(seed)
-    if folder.parent == ROOT:
-        config = AutoConfig.from_pretrained(ROOT, subfolder=folder.name, trust_remote_code=True)
-    else:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    place, options = located(folder)
+    config = AutoConfig.from_pretrained(place, **options)
     config.dtype = None
     model = AutoModel.from_config(config, trust_remote_code=True, dtype=torch.float32)
     _initialise(model)
