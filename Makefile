@@ -15,7 +15,7 @@ $(VENV)/ready: requirements.txt
 	touch $@
 
 chat: $(VENV)/ready  ## Ask about the examples, or: make chat IMAGE=path QUESTION="..." MODEL=folder
-	@$(RUN) examples/chat.py --model "$(MODEL)" $(if $(IMAGE),"$(IMAGE)" "$(QUESTION)")
+	@$(RUN) examples/chat.py --model "$(MODEL)" $(if $(IMAGE)$(QUESTION),"$(or $(IMAGE),examples/shapes.png)" "$(QUESTION)")
 
 test: $(VENV)/ready  ## The fast tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) -m "not slow and not gpu"

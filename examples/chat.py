@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--model", default="tiny", help="checkpoint folder (default: the embedded one)")
     parser.add_argument("--max-tiles", type=int, help="most tiles of the picture, thumbnail not counted")
     options = parser.parse_args()
-    if options.picture and not options.questions:
+    if options.picture and not (options.questions and all(map(str.strip, options.questions))):
         parser.error(f"no question about {options.picture}: give at least one after the picture")
     logging.disable_progress_bar()
 

@@ -71,12 +71,25 @@ def test_the_examples_have_one_tile_and_several(processor):
     assert counts == {"shapes.png": 3, "sign.png": 1, "receipt.png": 1}  # 2 × 1 and a thumbnail
 
 
-def test_make_chat_asks_what_is_pinned_here():
+@pytest.fixture(scope="module")
+def chat_example():
     spec = importlib.util.spec_from_file_location("chat_example", EXAMPLES / "chat.py")
-    chat = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(chat)
-    for picture, questions in chat.EXAMPLES.items():
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_make_chat_asks_what_is_pinned_here(chat_example):
+    for picture, questions in chat_example.EXAMPLES.items():
         assert set(questions) <= set(ANSWERS[Path(picture).name])
+
+
+@pytest.mark.parametrize("questions", [[], [" "]])
+def test_a_picture_without_a_question_is_an_error(chat_example, questions, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["chat.py", "a.png", *questions])
+    with pytest.raises(SystemExit):
+        chat_example.main()
+    assert "no question about a.png" in capsys.readouterr().err
 
 
 def test_follow_up_and_text_alone(model, processor):
