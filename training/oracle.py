@@ -19,6 +19,7 @@ SIDES = 4
 # Waves per tile side that tell places apart, from coarse (which is further left?) to fine (which step exactly?).
 WAVES = (0.5, 1.0, 2.0, 4.0, 8.0)
 # Characters are many and share a cell: beside them all else is said in a lower voice, or they would not be told apart.
+# Only where the cell stands in its text is said as loudly: without it characters come in the wrong order.
 LOW_VOICE = 0.4
 # Where a cell lies matters less than what it shows.
 CELL_PLACE_WEIGHT = 0.5
@@ -80,13 +81,12 @@ class OracleCodes(nn.Module):
         """
         chars = labels["chars"]
         said = self.kinds[labels["kinds"]] + self.colours[labels["colours"]] + self.centres[labels["centres"]]
-        said = said + self.firsts[labels["firsts"]]
         for side in range(SIDES):
             said = said + self.edges[side][labels["edges"][..., side]]
         has_text = chars[..., 0] > 0
         bare = (labels["kinds"] == 0) & ~has_text
         said = said + torch.where(bare[..., None], self.empty, self.places)
-        token = torch.where(has_text[..., None], LOW_VOICE, 1.0).to(said.dtype) * said
+        token = torch.where(has_text[..., None], LOW_VOICE, 1.0).to(said.dtype) * said + self.firsts[labels["firsts"]]
         for slot in range(SLOTS):
             token = token + self.characters[slot][chars[..., slot]]
         return nn.functional.rms_norm(token, token.shape[-1:])
