@@ -89,7 +89,7 @@ class ScoringMixin:
         }
         output = self.generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **options)
         token_ids = output.sequences[0].tolist()
-        # With beams, which row of each step's logits the answer's token was taken from; -1 after its end.
+        # With beams: the row of each step's logits from which the answer's token was taken, and -1 after its end.
         beams = getattr(output, "beam_indices", None)
         rows = [0] * len(token_ids) if beams is None else [row for row in beams[0].tolist() if row >= 0]
         token_ids = token_ids[: len(rows)]

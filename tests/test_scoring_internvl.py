@@ -100,10 +100,13 @@ def test_answers_with_logprobs(model, tokenizer, tiles, prompt_ids, options):
 
 def test_the_end_counts_if_it_came(model, tokenizer):
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    answer = model.chat_with_logprobs(tokenizer, None, "Hello", {"max_new_tokens": 200, "do_sample": False})
-    assert answer.token_ids[-1] == end
-    assert answer.tokens[-1] == "<|im_end|>"
-    assert "<|im_end|>" not in answer.text
+    for num_beams in (3, 1):
+        options = {"max_new_tokens": 200, "do_sample": False, "num_beams": num_beams}
+        answer = model.chat_with_logprobs(tokenizer, None, "Hello", options)
+        assert answer.token_ids.index(end) == len(answer.token_ids) - 1
+        assert answer.tokens[-1] == "<|im_end|>"
+        assert len(answer.logprobs) == len(answer.tokens)
+        assert "<|im_end|>" not in answer.text
     cut = model.chat_with_logprobs(tokenizer, None, "Hello", {"max_new_tokens": 1, "do_sample": False})
     assert cut.token_ids == answer.token_ids[:1]
 
