@@ -184,7 +184,7 @@ class ChatMixin:
                 template is unknown, or tiles hold NaN.
         """
         _check_fixed_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
-        num_tiles = _tiles_of_one_conversation(pixel_values, num_patches_list)
+        num_tiles = tiles_of_one_conversation(pixel_values, num_patches_list)
         (turns,) = self._converse(
             tokenizer, pixel_values, [question], [history], [num_tiles], generation_config, system, verbose, streamer
         )
@@ -290,6 +290,24 @@ class ChatMixin:
         streamer: BaseStreamer | None = None,
     ) -> list[list[tuple[str, str]]]:
         """Answer each conversation's question and return the conversations with that turn added."""
+        conversations, prompts = self._open(tokenizer, pixel_values, questions, histories, num_tiles, system)
+        if verbose:
+            logger.info(f"{0 if pixel_values is None else len(pixel_values)} tiles, prompts: {prompts}")
+        answers = self._answers(tokenizer, pixel_values, prompts, generation_config, streamer)
+        return [
+            [*past, (question, answer)] for (*past, (question, _)), answer in zip(conversations, answers, strict=True)
+        ]
+
+    def _open(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pixel_values: torch.Tensor | EncodedImages | None,
+        questions: Sequence[str],
+        histories: Sequence[History | None],
+        num_tiles: Sequence[Sequence[int]],
+        system: str | None,
+    ) -> tuple[list[list[tuple[str, str]]], list[str]]:
+        """Return each conversation as turns, the last of which awaits its answer, and as a prompt."""
         conversations, prompts = [], []
         tile_tokens = self._tile_tokens(pixel_values)
         for question, history, counts in zip(questions, histories, num_tiles, strict=True):
@@ -298,12 +316,7 @@ class ChatMixin:
                 turns = [(place_in_front(question), "")]
             conversations.append(turns)
             prompts.append(self._prompt(tokenizer, turns, counts, tile_tokens, system))
-        if verbose:
-            logger.info(f"{0 if pixel_values is None else len(pixel_values)} tiles, prompts: {prompts}")
-        answers = self._answers(tokenizer, pixel_values, prompts, generation_config, streamer)
-        return [
-            [*past, (question, answer)] for (*past, (question, _)), answer in zip(conversations, answers, strict=True)
-        ]
+        return conversations, prompts
 
     def _tile_tokens(self, pixel_values: torch.Tensor | EncodedImages | None) -> int:
         """Return how many image tokens one of these tiles takes."""
@@ -336,15 +349,25 @@ class ChatMixin:
         generation_config: GenerationOptions,
         streamer: BaseStreamer | None,
     ) -> list[str]:
-        """Generate from prompts, padded on the left, and decode."""
+        """Generate from prompts and decode."""
+        inputs_embeds, attention_mask = self._embed_prompts(tokenizer, pixel_values, prompts)
+        options = self._answer_options(tokenizer, generation_config)
+        rows = self._answer_ids(inputs_embeds, attention_mask, streamer, options)
+        return [self._answer_text(tokenizer, row) for row in rows]
+
+    def _embed_prompts(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pixel_values: torch.Tensor | EncodedImages | None,
+        prompts: Sequence[str],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return embeddings `(batch, seq, hidden)` of prompts, padded on the left, and their mask `(batch, seq)`."""
         input_ids, attention_mask = _left_padded([encode_prompt(tokenizer, prompt) for prompt in prompts])
         # Embeddings instead of ids, so that repetition penalties see the answer alone, as in the official code.
         inputs_embeds = self.embed_inputs(
             input_ids, pixel_values, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT_TOKEN)
         )
-        options = self._answer_options(tokenizer, generation_config)
-        rows = self._answer_ids(inputs_embeds, attention_mask, streamer, options)
-        return [self._answer_text(tokenizer, row) for row in rows]
+        return inputs_embeds, attention_mask.to(inputs_embeds.device)
 
     def _answer_options(
         self, tokenizer: PreTrainedTokenizerBase, generation_config: GenerationOptions
@@ -446,9 +469,14 @@ def checked_turns(history: History | None, question: str) -> list[tuple[str, str
     return [*((past, answer) for past, answer in history or ()), (question, "")]
 
 
-def _tiles_of_one_conversation(
+def tiles_of_one_conversation(
     pixel_values: torch.Tensor | EncodedImages | None, num_patches_list: Sequence[int] | None
 ) -> list[int]:
+    """Return the tiles of each picture of a conversation.
+
+    Raises:
+        ValueError: If they are not the tiles that there are.
+    """
     if pixel_values is None:
         num_tiles = [] if num_patches_list is None else _as_numbers(num_patches_list)
         if sum(num_tiles):
@@ -486,7 +514,7 @@ def _tiles_of_each(
     tiles = [_as_numbers(one) if isinstance(one, (list, tuple)) else [index(one)] for one in num_patches_list]
     tiles = [[] if one == [0] else one for one in tiles]
     counts = [count for one in tiles for count in one]
-    _tiles_of_one_conversation(pixel_values, counts if counts or pixel_values is None else [0])
+    tiles_of_one_conversation(pixel_values, counts if counts or pixel_values is None else [0])
     return tiles
 
 

@@ -218,6 +218,25 @@ class InternVLImageProcessor(BaseImageProcessor):
         """
         return self.plan((width, height), **(images_kwargs or {})).num_tiles
 
+    def upright_size(self, image: Any, **kwargs: Unpack[InternVLImagesKwargs]) -> tuple[int, int]:
+        """Return the size (width, height) in pixels of an image as the model sees it, without decoding it.
+
+        Args:
+            image: Any single image that `preprocess` takes; a size as a tuple is returned as it is.
+            **kwargs: Settings that this call changes, see `ImageSettings`.
+
+        Returns:
+            Width and height, exchanged if EXIF data turn the picture.
+
+        Raises:
+            ValueError, TypeError, OSError: As `plan`.
+        """
+        input_data_format = kwargs.pop("input_data_format", None)
+        settings = self._call_settings(kwargs)
+        if isinstance(image, tuple):
+            return image
+        return picture_size(open_picture(image, "image", input_data_format), settings.apply_exif_orientation)
+
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Open paths, URLs, base64 and bytes in place, in lists of any depth; Transformers' processors call this.
 

@@ -32,6 +32,7 @@ from .loss_internvl import next_token_loss
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
 from .prompt_internvl import prompt_format
+from .scoring_internvl import ScoringMixin
 from .session_internvl import ChatSession
 from .tiling_internvl import tokens_per_tile
 
@@ -73,7 +74,7 @@ def pixel_shuffle(features: torch.Tensor, factor: int, transposed: bool = False)
     return features.transpose(1, 2).contiguous() if transposed else features
 
 
-class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
+class InternVLChatModel(ChatMixin, ScoringMixin, PreTrainedModel, GenerationMixin):
     """The whole model: pictures and text in, text out.
 
     The attribute names are the checkpoint's (`vision_model`, `mlp1`, `language_model`).

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer, BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from .grounding_internvl import GroundingMixin
 from .prompt_internvl import (
     IMAGE_CONTEXT_TOKEN,
     IMAGE_PLACEHOLDER,
@@ -19,6 +20,7 @@ from .prompt_internvl import (
     place_images,
 )
 from .tiling_internvl import tokens_per_tile
+from .token_map_internvl import TokenMapMixin
 
 
 # What callers of Transformers' processors pass for the text; everything else is a setting of the image processor.
@@ -27,7 +29,7 @@ TEXT_KWARGS = ("padding", "padding_side", "truncation", "max_length", "pad_to_mu
 IGNORED_KWARGS = ("return_mm_token_type_ids", "return_token_type_ids")
 
 
-class InternVLProcessor(ProcessorMixin):
+class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
     """Joins InternVL's image processor and tokenizer.
 
     Args:

@@ -1,0 +1,314 @@
+"""Boxes in answers: `<ref>label</ref><box>[[x1,y1,x2,y2]]</box>` to labels and pixels, back, and onto the picture.
+
+Coordinates in text are thousandths of the whole picture's width and height, whatever its tiles: the model was trained
+on the original picture's proportions. No tensors here, and PIL only to draw.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+
+STEPS = 1000  # coordinates run from 0 to this
+Box = tuple[float, float, float, float]
+Corners = tuple[tuple[float, float], ...]
+# How many numbers each tag's brackets hold.
+NUMBERS = {"box": 4, "quad": 8}
+
+# A tagged part up to its end tag, up to the next tag if that is missing, or a lone end tag.
+TAGGED = re.compile(r"<(ref|box|quad)>(.*?)(</\1>|(?=</?(?:ref|box|quad)>)|\Z)|</(?:ref|box|quad)>", re.DOTALL)
+BRACKETS = re.compile(r"\[([^\[\]]*)\]")
+NUMBER = re.compile(r"\s*\d+(?:\.\d+)?\s*")
+# What a tokenizer leaves of a box when it drops special tokens.
+BARE_BOX = re.compile(r"\[\[[\d\s.,]+\](?:\s*,\s*\[[\d\s.,]+\])*\]")
+
+# Distinct on photographs; one for each label, in the order of their appearance.
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324")
+
+
+@dataclass(frozen=True)
+class Region:
+    """A place in a picture that an answer names.
+
+    Attributes:
+        label: What stands in the `<ref>` directly before it; None without one.
+        box: (left, top, right, bottom) in pixels of the original picture; around `corners` if there are any.
+        corners: The four (x, y) of a `<quad>` in pixels, in the order of the answer; None for a `<box>`.
+    """
+
+    label: str | None
+    box: Box
+    corners: Corners | None = None
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """What an answer says about places in a picture.
+
+    Attributes:
+        text: The answer without boxes and tags; labels stay.
+        regions: One entry for each box or quad, in order.
+        problems: What could not be read, a sentence each: nothing is dropped without one. Empty if all is well.
+        image_size: Size (width, height) of the picture in pixels.
+    """
+
+    text: str
+    regions: list[Region]
+    problems: list[str]
+    image_size: tuple[int, int]
+
+    def draw(self, image: Image.Image, font: Any = None) -> Image.Image:
+        """Draw the regions on a copy of their picture, one colour for each label.
+
+        Args:
+            image: The picture, of the size that the regions refer to once it is upright.
+            font: A PIL font for the labels. PIL's own has only Latin letters: without a font, any other label is
+                written as its number among the regions, "#1" the first.
+
+        Returns:
+            An upright RGB picture.
+
+        Raises:
+            ValueError: If the picture has another size.
+        """
+        canvas = ImageOps.exif_transpose(image).convert("RGB")
+        if canvas.size != self.image_size:
+            raise ValueError(
+                f"The picture is {canvas.size} pixels (width, height), but the regions are for {self.image_size}: "
+                "give post_process_grounding the picture that you draw on."
+            )
+        painter, unit = ImageDraw.Draw(canvas), max(2, round(min(canvas.size) / 200))
+        labels = list(dict.fromkeys(region.label for region in self.regions))
+        for number, region in enumerate(self.regions, 1):
+            colour = COLOURS[labels.index(region.label) % len(COLOURS)]
+            outline = region.corners or _corners(region.box)
+            # The first two corners once more: a joint at every corner, the first included.
+            painter.line([*outline, *outline[:2]], fill=colour, width=unit, joint="curve")
+            label = region.label or ""
+            if font is None and not label.isascii():
+                label = f"#{number}"
+            _write_label(canvas, label, region.box, colour, font or _default_font(7 * unit))
+        return canvas
+
+
+class GroundingMixin:
+    """Grounding for a processor with `image_processor` and `post_process_image_text_to_text`."""
+
+    def post_process_grounding(self, answers: Any, image_sizes: Any) -> list[Grounding]:
+        """Read labels and boxes from answers, as pixels of the original pictures.
+
+        Args:
+            answers: One text or several, with their tags, as `chat` gives them; or new token ids `(batch, seq)` or
+                `(seq,)`, as `generate` gives them after the prompt.
+            image_sizes: The picture's size (width, height) in pixels, or the picture itself, in any form that the
+                image processor reads; one for all answers, or a list with one for each. A photograph's size is that of
+                the upright picture.
+
+        Returns:
+            One `Grounding` for each answer.
+
+        Raises:
+            ValueError: If there are not as many sizes as answers, or a size is not positive.
+        """
+        if isinstance(answers, str):
+            answers = [answers]
+        elif not (isinstance(answers, Sequence) and all(isinstance(answer, str) for answer in answers)):
+            answers = self.post_process_image_text_to_text(answers)
+        sizes = image_sizes if isinstance(image_sizes, list) else [image_sizes] * len(answers)
+        if len(sizes) != len(answers):
+            raise ValueError(f"There are {len(sizes)} image sizes for {len(answers)} answers; give one for each.")
+        sizes = [self.image_processor.upright_size(size) for size in sizes]
+        return [parse_grounding(answer, size) for answer, size in zip(answers, sizes, strict=True)]
+
+    def grounding_text(self, boxes: Any, image_size: Any, label: str | None = None) -> str:
+        """Write pixel boxes as the model reads and writes them, for prompts and for training.
+
+        Args:
+            boxes: One box (left, top, right, bottom) in pixels of the upright picture, or several, as lists, arrays or
+                tensors; four corners (x, y) instead of a box make a quad.
+            image_size: As in `post_process_grounding`, of one picture.
+            label: What the boxes show; None writes no `<ref>`.
+
+        Returns:
+            `<ref>label</ref><box>[[x1,y1,x2,y2]]</box>`; several boxes share the tag.
+
+        Raises:
+            ValueError: If a box is not within the picture, or the label holds a tag.
+        """
+        return format_grounding(boxes, self.image_processor.upright_size(image_size), label)
+
+
+def parse_grounding(answer: str, image_size: tuple[int, int]) -> Grounding:
+    """Read the tags of an answer.
+
+    A label holds for the boxes that follow it directly; blanks, commas and colons may stand between. A region is given
+    only if its numbers are whole: as many as there must be, between 0 and 1000, right not left of left, bottom not
+    above top. Everything else is a problem, and so are tags without their partner, labels without boxes, and boxes
+    without tags; what is whole beside it is given all the same.
+
+    Args:
+        answer: Text with its tags.
+        image_size: Size (width, height) of the picture in pixels.
+
+    Returns:
+        Text, regions and problems.
+
+    Raises:
+        ValueError: If the size is not positive.
+    """
+    _check_size(image_size)
+    reader, end = _Reader(image_size), 0
+    for match in TAGGED.finditer(answer):
+        reader.plain(answer[end : match.start()])
+        reader.tagged(match)
+        end = match.end()
+    reader.plain(answer[end:])
+    reader.drop_label()
+    return Grounding("".join(reader.text).strip(), reader.regions, reader.problems, tuple(image_size))
+
+
+@dataclass
+class _Reader:
+    """What was read of an answer so far."""
+
+    image_size: tuple[int, int]
+    text: list[str] = field(default_factory=list)
+    regions: list[Region] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    label: str | None = None  # of the boxes to come
+    is_used: bool = True  # whether a box came after it
+
+    def plain(self, text: str) -> None:
+        """Take text between tags."""
+        self.text.append(text)
+        self.problems += [f"{bare!r} looks like a box without its tags." for bare in BARE_BOX.findall(text)]
+        if text.strip(" \n\t,:，：、"):
+            self.drop_label()
+
+    def tagged(self, match: re.Match) -> None:
+        """Take a tag with what it holds."""
+        tag, content, closing = match[1], match[2], match[3]
+        if tag is None:
+            self.problems.append(f"{match[0]} ends nothing.")
+            return
+        if not closing:
+            self.problems.append(f"<{tag}> {content!r} does not end with </{tag}>.")
+        if tag == "ref":
+            self.drop_label()
+            self.label, self.is_used = content.strip(), False
+            self.text.append(content)
+        else:
+            self.is_used = True
+            self._places(tag, content)
+
+    def drop_label(self) -> None:
+        """Forget the label, which must have had a box."""
+        if not self.is_used:
+            self.problems.append(f"<ref> {self.label!r} has no box.")
+        self.label, self.is_used = None, True
+
+    def _places(self, tag: str, content: str) -> None:
+        width, height = self.image_size
+        rest = BRACKETS.sub("", content).strip(" \n\t,[]")
+        groups = BRACKETS.findall(content)
+        if rest or not groups:
+            self.problems.append(f"<{tag}> {content!r} is not a list such as [[x1,y1,x2,y2]].")
+        for group in groups:
+            numbers = group.split(",")
+            problem = _problem_of(tag, numbers)
+            if problem:
+                self.problems.append(f"<{tag}> [{group}] {problem}.")
+                continue
+            xs = [float(number) * width / STEPS for number in numbers[::2]]
+            ys = [float(number) * height / STEPS for number in numbers[1::2]]
+            corners = tuple(zip(xs, ys, strict=True)) if tag == "quad" else None
+            self.regions.append(Region(self.label, (min(xs), min(ys), max(xs), max(ys)), corners))
+
+
+def _problem_of(tag: str, numbers: Sequence[str]) -> str | None:
+    """Say what is wrong with the numbers in a pair of brackets."""
+    if not all(map(NUMBER.fullmatch, numbers)):
+        return "holds something else than numbers"
+    if len(numbers) != NUMBERS[tag]:
+        return f"has {len(numbers)} numbers, expected {NUMBERS[tag]}"
+    values = list(map(float, numbers))
+    if max(values) > STEPS:
+        return f"goes beyond {STEPS}"
+    if tag == "box" and (values[0] > values[2] or values[1] > values[3]):
+        return "has its right left of its left, or its bottom above its top"
+    return None
+
+
+def format_grounding(boxes: Any, image_size: tuple[int, int], label: str | None = None) -> str:
+    """Write boxes of one label, see `GroundingMixin.grounding_text`. Coordinates go to the nearest of 0..1000."""
+    _check_size(image_size)
+    if label is not None and TAGGED.search(label):
+        raise ValueError(f"The label is {label!r}, which holds a tag; give plain text.")
+    written = {"box": [], "quad": []}
+    for points in _all_points(boxes):
+        written["box" if len(points) == 2 else "quad"].append(_thousandths(points, image_size))
+    parts = [f"<{tag}>[{','.join(places)}]</{tag}>" for tag, places in written.items() if places]
+    return "".join([*([] if label is None else [f"<ref>{label}</ref>"]), *parts])
+
+
+def _all_points(boxes: Any) -> list[list[list[float]]]:
+    """Return the two opposite corners of each box, or the four corners of each quad, however they are nested."""
+    boxes = _plain(boxes)
+    if boxes and not isinstance(boxes[0], list):
+        boxes = [boxes]  # a single box
+    elif boxes and len(boxes[0]) == 2 and not isinstance(boxes[0][0], list):
+        boxes = [boxes]  # a single quad
+    found = [box if isinstance(box[0], list) else [box[:2], box[2:]] for box in boxes if box]
+    if not found or any([len(point) for point in points] not in ([2] * 2, [2] * 4) for points in found):
+        raise ValueError(
+            f"The boxes are {boxes}, expected (left, top, right, bottom) or four corners (x, y) for each."
+        )
+    return found
+
+
+def _plain(numbers: Any) -> Any:
+    """Return lists of floats for tuples, arrays and tensors of any depth."""
+    numbers = numbers.tolist() if hasattr(numbers, "tolist") else numbers
+    return [_plain(number) for number in numbers] if isinstance(numbers, (list, tuple)) else float(numbers)
+
+
+def _thousandths(points: list[list[float]], image_size: tuple[int, int]) -> str:
+    width, height = image_size
+    is_ordered = len(points) == 4 or all(low <= high for low, high in zip(*points, strict=True))
+    if not is_ordered or not all(0 <= x <= width and 0 <= y <= height for x, y in points):
+        raise ValueError(
+            f"A box is {points}, expected corners (x, y) in pixels, the left top one first, within a picture of "
+            f"{width} x {height} (width x height): clip it, or check that it is not in other units."
+        )
+    return f"[{','.join(f'{round(STEPS * x / width)},{round(STEPS * y / height)}' for x, y in points)}]"
+
+
+def _check_size(image_size: tuple[int, int]) -> None:
+    if len(image_size) != 2 or min(image_size) < 1:
+        raise ValueError(f"The image size is {image_size}, expected (width, height) in pixels, at least 1 x 1.")
+
+
+def _corners(box: Box) -> Corners:
+    left, top, right, bottom = box
+    return (left, top), (right, top), (right, bottom), (left, bottom)
+
+
+def _default_font(size: int) -> Any:
+    try:
+        return ImageFont.load_default(size=size)
+    except TypeError:  # Pillow before 10.1 has one size
+        return ImageFont.load_default()
+
+
+def _write_label(canvas: Image.Image, label: str, box: Box, colour: str, font: Any) -> None:
+    """Write a label on its colour, above the box or, where there is no room, within."""
+    if not label:
+        return
+    _, _, width, height = font.getbbox(label)
+    x, y = max(0, min(box[0], canvas.width - width)), box[1] - height if box[1] >= height else box[1]
+    painter = ImageDraw.Draw(canvas)
+    painter.rectangle((x, y, x + width, y + height), fill=colour)
+    painter.text((x, y), label, fill="white", font=font)
