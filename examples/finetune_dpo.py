@@ -2,7 +2,7 @@
 
 Usage: `python -m examples.finetune_dpo [--model FOLDER] [--loss mpo | dpo] [--output RUN]` in the repository's root.
 Asked in English for a colour, the model shall prefer to name it in Chinese. The loss is that of InternVL 2.5's Mixed
-Preference Optimization (arXiv 2411.10442, section 3.2) in TRL's terms, without its moving reward shift; or DPO alone.
+Preference Optimization (arXiv 2411.10442) in TRL's terms, without its moving reward shift; or DPO alone.
 The result is `RUN/model`, a folder like the one it came from.
 """
 

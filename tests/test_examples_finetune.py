@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 pytest.importorskip("trl")
 from datasets import Dataset  # noqa: E402
-from peft import PeftModel  # noqa: E402
+from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
 from trl import SFTConfig, SFTTrainer  # noqa: E402
 
 from examples import finetune_dpo, finetune_sft  # noqa: E402
@@ -25,6 +25,7 @@ from examples import finetune_dpo, finetune_sft  # noqa: E402
 pytestmark = [pytest.mark.newest, pytest.mark.slow]
 
 TINY = ROOT / "tiny"
+README = (ROOT / "README.md").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +152,30 @@ def test_preferences(processor, tmp_path, loss):
     assert losses[-1] < 0.7 * losses[0], losses
     assert margins[-1] > margins[0] + 1.0, margins
     assert logged(trainer, "rewards/accuracies")[-1] == 1.0
+
+
+def test_all_linear_layers_but_the_head():
+    """TRL refuses adapters on the output head; PEFT's short name for all layers leaves it out."""
+    model = get_peft_model(finetune_sft.load(TINY), LoraConfig(target_modules="all-linear"))
+    adapted = {name.split(".lora_A")[0].removeprefix("base_model.model.") for name, _ in model.named_parameters()}
+    assert {
+        "mlp1.1",
+        "vision_model.encoder.layers.0.attn.qkv",
+        "language_model.model.layers.0.feed_forward.w2",
+    } <= adapted
+    assert "lora_A" not in str(model.get_output_embeddings())
+
+
+def test_readme(tiny_folder, monkeypatch, tmp_path):
+    """The README's code, as a user would paste it."""
+    section = README[README.index("## Fine-tuning with TRL") : README.index("## Equal to the official code")]
+    code = re.search(r"```py\n(.*?)```", section, flags=re.DOTALL)[1]
+    for old, new in {"InternVL-Chat-V1-5": tiny_folder, "examples/shapes.png": ROOT / "examples/shapes.png"}.items():
+        assert code.count(f'"{old}"') == 1
+        code = code.replace(f'"{old}"', repr(str(new)))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    model, processor = finetune_sft.load(tmp_path / "merged"), finetune_sft.load_processor(tmp_path / "merged")
+    tiles = processor.image_processor(str(ROOT / "examples" / "shapes.png"))["pixel_values"]
+    assert model.chat(processor.tokenizer, tiles, "What colour is the circle?")
+    assert list((tmp_path / "run").glob("checkpoint-1/adapter_model.safetensors"))
