@@ -46,6 +46,7 @@ def train(model: PreTrainedModel, processor: ProcessorMixin, output: Path, steps
         logging_steps=2,
         save_strategy="no",
         report_to="none",
+        use_cpu=not HAS_GPU,
         bf16=model.dtype == torch.bfloat16,
         max_length=None,  # see finetune_sft.py
         gradient_checkpointing=True,  # TRL's default

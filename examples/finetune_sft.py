@@ -87,6 +87,7 @@ def train(model: PreTrainedModel, processor: ProcessorMixin, output: Path, steps
         logging_steps=5,
         save_strategy="no",
         report_to="none",
+        use_cpu=not HAS_GPU,
         bf16=model.dtype == torch.bfloat16,
         max_length=None,  # TRL would cut after 1024 tokens, which is within the fourth tile of 448 pixels
         gradient_checkpointing=True,  # TRL's default
