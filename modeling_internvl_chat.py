@@ -25,6 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import can_return_tuple, logging
 
+from .backbone_internvl import InternVLBackbone
 from .chat_internvl import ChatMixin, GenerationOptions
 from .configuration_internvl_chat import InternVLChatConfig
 from .image_features_internvl import EncodedImages
@@ -205,6 +206,11 @@ class InternVLChatModel(ChatMixin, ScoringMixin, PreTrainedModel, GenerationMixi
     def get_decoder(self) -> nn.Module:
         """Return the language model without its head."""
         return self.language_model.get_decoder()
+
+    @property
+    def base_model(self) -> InternVLBackbone:
+        """The model without its output head, for trainers that make the logits themselves."""
+        return InternVLBackbone(self)
 
     @property
     def device(self) -> torch.device:
@@ -539,6 +545,8 @@ def _sparing(quantization_config: Any) -> Any:
 def _check_places(num_places: int, num_features: int, image_token_id: int) -> None:
     if num_places != num_features:
         raise ValueError(
+            # The first words are Transformers' own; TRL knows by them that its max_length was too short.
+            "Image features and image tokens do not match. "
             f"The text has places for {num_places} image tokens (id {image_token_id}), but the pictures have "
             f"{num_features}. Build both with the processor or chat(), pass pixel_values with the text, do not cut a "
             "prompt inside its image tokens, and check config.image_token_id."

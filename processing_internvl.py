@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer, BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from .collator_internvl import ConversationCollator
 from .grounding_internvl import GroundingMixin
 from .prompt_internvl import (
     IMAGE_CONTEXT_TOKEN,
@@ -172,6 +173,17 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
             plan.num_tiles * tokens_per_tile(plan.tile_size, plan.tile_size, self.patch_size, self.downsample_factor)
             for plan in plans
         ]
+
+    def data_collator(self, **settings: Any) -> ConversationCollator:
+        """Return what turns rows of conversations into training batches, the loss on all answers.
+
+        Args:
+            **settings: Settings of the image processor, such as `max_tiles`.
+
+        Returns:
+            The `data_collator` of a trainer.
+        """
+        return ConversationCollator(self, **settings)
 
     def post_process_image_text_to_text(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any

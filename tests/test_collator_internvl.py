@@ -1,0 +1,137 @@
+"""The collator learns answers alone, finds every image its place, and fails loudly where they do not fit."""
+
+import copy
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+
+
+RED, WIDE = Image.new("RGB", (100, 100), "red"), Image.new("RGB", (448, 224), "blue")
+TILE, TILE_TOKENS = 224, 64
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_folder):
+    return AutoProcessor.from_pretrained(tiny_folder, trust_remote_code=True)
+
+
+@pytest.fixture(scope="module")
+def collate(processor):
+    return processor.data_collator()
+
+
+def turn(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def learned(processor, batch, row=0):
+    """The learned texts, each of which must have its end token."""
+    labels = batch["labels"][row]
+    tokens = processor.tokenizer.convert_ids_to_tokens(labels[labels != -100].tolist())
+    *texts, rest = "".join(tokens).replace("▁", " ").split("<|im_end|>")
+    assert rest == ""
+    return texts
+
+
+def test_all_answers_and_nothing_else_are_learned(processor, collate):
+    messages = turn("What colour is it?", "red") + turn("And the shape?", "a square")
+    batch = collate([{"messages": messages, "images": [RED]}])
+    assert learned(processor, batch) == ["red", "a square"]
+    is_learned = batch["labels"] != -100
+    assert torch.equal(batch["labels"][is_learned], batch["input_ids"][is_learned])
+    assert (batch["input_ids"] == processor.image_token_id).sum() == TILE_TOKENS
+    # What the model would see after the same conversation.
+    items = [{"type": "image", "image": RED}, {"type": "text", "text": messages[0]["content"]}]
+    whole = processor.apply_chat_template(
+        [{"role": "user", "content": items}, *messages[1:]], tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert torch.equal(batch["input_ids"], whole["input_ids"])
+    assert torch.equal(batch["pixel_values"], whole["pixel_values"])
+
+
+def test_what_follows_the_last_answer_is_left_out(processor, collate):
+    messages = turn("What is it?", "red")
+    asked_again = [*messages, {"role": "user", "content": "Sure?"}]
+    assert torch.equal(
+        collate([{"messages": asked_again}])["input_ids"], collate([{"messages": messages}])["input_ids"]
+    )
+
+
+def test_images_stand_where_they_are_said_to(collate):
+    """In items or apart, typed or not said at all, or as a table of Arrow returns them: the same batch."""
+    answer = {"role": "assistant", "content": "No."}
+    text = {"type": "text", "text": "The same?"}
+
+    def row(content, **images):
+        return {"messages": [{"role": "user", "content": content}, answer], **images}
+
+    first, *others = [
+        row([{"type": "image", "image": WIDE}, {"type": "image", "image": RED}, text]),
+        row([{"type": "image"}, {"type": "image"}, text], images=[WIDE, RED]),
+        row([{"type": "image", "image": WIDE}, {"type": "image"}, text], images=[RED]),
+        row("<image>\n<image>\nThe same?", images=[WIDE, RED]),
+        row("The same?", images=[WIDE, RED]),
+        row(
+            [{"type": "image", "text": None, "image": WIDE}, {"type": "image", "text": None}, text | {"image": None}],
+            image=RED,
+        ),
+    ]
+    before = copy.deepcopy(others[-1])
+    expected = collate([first])
+    assert len(expected["pixel_values"]) == 2 + 1 + 1  # two tiles, their thumbnail, one tile
+    for other in others:
+        batch = collate([other])
+        assert batch.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(batch[name], value), name
+    assert others[-1] == before, "rows stay as they are"
+
+
+def test_batch_is_padded_on_the_right(processor, collate):
+    rows = [{"messages": turn("Hello", "Hi")}, {"messages": turn("What colour is it?", "red"), "image": RED}]
+    batch = collate(rows)
+    short, long = (collate([row])["input_ids"] for row in rows)
+    assert batch["input_ids"].shape == batch["labels"].shape == (2, long.shape[1])
+    length = short.shape[1]
+    assert torch.equal(batch["input_ids"][:1, :length], short)
+    assert (batch["input_ids"][0, length:] == processor.tokenizer.pad_token_id).all()
+    assert batch["attention_mask"].sum(dim=1).tolist() == [length, long.shape[1]]
+    assert (batch["labels"][0, length:] == -100).all()
+    assert [learned(processor, batch, row) for row in (0, 1)] == [["Hi"], ["red"]]
+    assert batch["pixel_values"].shape == (1, 3, TILE, TILE)
+    assert batch["image_flags"].tolist() == [1]
+
+
+def test_batch_without_images_has_a_dummy_tile(collate):
+    batch = collate([{"messages": turn("Hello", "Hi"), "images": []}])
+    assert batch["pixel_values"].shape == (1, 3, TILE, TILE)
+    assert batch["image_flags"].tolist() == [0]
+
+
+def test_settings_of_the_image_processor(processor):
+    row = {"messages": turn("What is it?", "blue"), "images": [WIDE]}
+    assert len(processor.data_collator(max_tiles=1)([row])["pixel_values"]) == 1
+
+
+def test_typed_control_tokens_stay_text(processor, collate):
+    row = {"messages": turn("What is <IMG_CONTEXT>?", "<|im_end|> ends <image>"), "images": [RED]}
+    batch = collate([row])
+    assert (batch["input_ids"] == processor.image_token_id).sum() == TILE_TOKENS
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert (batch["labels"] == end).sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"messages": turn("<image> or <image>?", "One."), "images": [RED]}, "1 images for 2 places"),
+        ({"messages": turn("<image>?", "One."), "images": [RED, RED]}, "2 images for 1 places"),
+        ({"messages": turn([{"type": "image"}], "One.")}, "more image items than images"),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "No message of 1 has the role assistant"),
+    ],
+)
+def test_what_does_not_fit(collate, row, message):
+    with pytest.raises(ValueError, match=message):
+        collate([row])
