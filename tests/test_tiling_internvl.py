@@ -149,5 +149,5 @@ def test_errors(call, message):
 def test_needs_only_the_standard_library():
     source = ast.parse(Path(inspect.getsourcefile(TilePlan)).read_text(encoding="utf-8"))
     modules = {node.module for node in ast.walk(source) if isinstance(node, ast.ImportFrom)}
-    assert modules == {"dataclasses", "functools"}
+    assert modules == {"collections.abc", "dataclasses", "functools"}
     assert not any(isinstance(node, ast.Import) for node in ast.walk(source))
