@@ -73,6 +73,8 @@ class InternVLProcessor(ProcessorMixin):
         Some releases between 5.0 and 5.23 find AutoImageProcessor only where torchvision is installed; imported from
         its own file it needs no torchvision in any of them.
         """
+        # Pipelines say the model's type to every part; a tokenizer that keeps it cannot be saved.
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("dtype", "torch_dtype")}
         image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         settings = getattr(type(image_processor), "valid_kwargs", object).__annotations__
         kwargs = {name: value for name, value in kwargs.items() if name not in settings}
