@@ -130,12 +130,10 @@ class InternVLProcessor(ProcessorMixin):
         """
         text_kwargs, image_kwargs, num_frames = self._split_kwargs(kwargs)
         if text is None:
-            if images is None or videos is not None:
-                raise ValueError(
-                    "There are videos, but no text; give it, with <video> where each stands."
-                    if videos is not None
-                    else "Neither text nor images are given; give at least one of them."
-                )
+            if videos is not None:
+                raise ValueError("There are videos, but no text; give it, with <video> where each stands.")
+            if images is None:
+                raise ValueError("Neither text nor images are given; give at least one of them.")
             return self.image_processor(images, return_tensors=return_tensors or "pt", **image_kwargs)
         prompts = [text] if isinstance(text, str) else list(text)
         groups = [[]]
