@@ -82,6 +82,19 @@ def open_picture(image: Any, name: str, input_data_format: str | None = None) ->
     )
 
 
+def read_url(source: str, name: str) -> bytes:
+    """Read what a URL (http, https, file, data) points to; `name` is what error messages call it.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    try:
+        with urlopen(Request(source, headers={"User-Agent": "Mozilla/5.0"}), timeout=DOWNLOAD_TIMEOUT) as answer:
+            return answer.read()
+    except (OSError, HTTPException, ValueError) as error:
+        raise OSError(f"{name}, {_shortened(source)!r}, cannot be read ({error}): check the URL.") from error
+
+
 def picture_size(picture: Image.Image, apply_exif_orientation: bool) -> tuple[int, int]:
     """Return the size (width, height) in pixels that the picture has once it is upright, without decoding it."""
     width, height = picture.size
@@ -128,23 +141,21 @@ def to_rgb(
 
 def _open_named(source: str, name: str) -> Image.Image:
     """Open what a path, a URL or base64 text stands for."""
-    shown = source if len(source) <= 80 else f"{source[:77]}..."
     if source[:8].lower().startswith(URL_PREFIXES):
-        try:
-            with urlopen(Request(source, headers={"User-Agent": "Mozilla/5.0"}), timeout=DOWNLOAD_TIMEOUT) as answer:
-                data = answer.read()
-        except (OSError, HTTPException, ValueError) as error:
-            raise OSError(f"{name}, {shown!r}, cannot be read ({error}): check the URL.") from error
-        return _open_encoded(data, name)
+        return _open_encoded(read_url(source, name), name)
     if os.path.isfile(source):  # unlike Path.is_file, it takes base64 too long for a path calmly
         return _open_encoded(Path(source).read_bytes(), name)
     try:
         return _open_encoded(source.encode(errors="replace"), name)
     except UnidentifiedImageError as error:
         raise FileNotFoundError(
-            f"{name}, {shown!r}, is no existing file, no URL ({', '.join(URL_PREFIXES)}) and no picture in base64: "
-            "check the path, relative ones start at the current folder."
+            f"{name}, {_shortened(source)!r}, is no existing file, no URL ({', '.join(URL_PREFIXES)}) and no picture "
+            "in base64: check the path, relative ones start at the current folder."
         ) from error
+
+
+def _shortened(source: str) -> str:
+    return source if len(source) <= 80 else f"{source[:77]}..."
 
 
 def _decode_base64(text: bytes) -> bytes | None:

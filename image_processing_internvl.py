@@ -8,20 +8,25 @@ Shapes: num_tiles is the number of tiles of one picture with its thumbnail, tota
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import Unpack
 
 from .image_loading_internvl import flatten_images, open_picture, picture_size, to_rgb
-from .tiling_internvl import TilePlan, plan_tiles
+from .tiling_internvl import TilePlan, plan_tiles, plan_together
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# The paper's flexible resolution: from one tile up to 40, of which training saw 12 at most.
+RESOLUTIONS = ("low", "high", "auto")
+HIGH_RESOLUTION_TILES = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,8 @@ class ImageSettings:
     Attributes:
         min_tiles: Smallest number of tiles of the grid.
         max_tiles: Largest number of tiles of the grid, the thumbnail not counted: 12 in training, up to 40 in use.
+        total_max_tiles: Most tiles of all pictures of a prompt, thumbnails counted, shared out as `plan_together`
+            says; None for no such limit.
         use_thumbnail: Whether a picture of several tiles is followed by a thumbnail of the whole.
         tile_size: Side of a tile in pixels.
         image_mean: Mean per channel (R, G, B) of values in 0..1.
@@ -51,6 +58,7 @@ class ImageSettings:
 
     min_tiles: int = 1
     max_tiles: int = 12
+    total_max_tiles: int | None = None
     use_thumbnail: bool = True
     tile_size: int = 448
     image_mean: list[float] | tuple[float, ...] = IMAGENET_MEAN
@@ -62,6 +70,8 @@ class ImageSettings:
 
     def __post_init__(self) -> None:
         self.plan(1, 1)  # checks the limits and the tile size
+        if self.total_max_tiles is not None and self.total_max_tiles < 1:
+            raise ValueError(f"total_max_tiles is {self.total_max_tiles}, expected at least 1, or None for no limit.")
         for name in ("image_mean", "image_std"):
             values = tuple(getattr(self, name))
             object.__setattr__(self, name, values)  # JSON gives lists
@@ -99,11 +109,15 @@ IGNORED_NAMES = frozenset(
 # Kept by Transformers' base class.
 BASE_NAMES = frozenset(("auto_map", "feature_extractor_type", "processor_class"))
 
+# Said of a single call, and no settings.
+CALL_NAMES = frozenset(("dtype", "input_data_format", "return_tensors"))
+
 # Transformers reads from this which keywords belong to the image processor.
 InternVLImagesKwargs = TypedDict(
     "InternVLImagesKwargs",
     {field.name: field.type | None for field in fields(ImageSettings)}
     | {"crop_to_patches": bool | None, "min_patches": int | None, "max_patches": int | None}
+    | {"resolution": str | None}
     | {"input_data_format": str | None, "return_tensors": str | None},
     total=False,
 )
@@ -112,7 +126,9 @@ InternVLImagesKwargs = TypedDict(
 class InternVLImageProcessor(BaseImageProcessor):
     """Turn images into tiles of 448 x 448 pixels for InternVL.
 
-    The settings are those of `ImageSettings`; each can be given here, to `from_pretrained`, and to a single call.
+    The settings are those of `ImageSettings`; each can be given here, to `from_pretrained`, and to a single call. A
+    call also takes `max_tiles` as a list, one for each image, or `resolution` in its place, for all images or as a
+    list: "low" is one tile, "auto" the processor's own `max_tiles`, "high" 40, or the processor's own if that is more.
     """
 
     model_input_names = ["pixel_values"]
@@ -138,17 +154,21 @@ class InternVLImageProcessor(BaseImageProcessor):
         images: Any,
         return_tensors: str | None = "pt",
         input_data_format: str | None = None,
+        dtype: torch.dtype | str | None = None,
         **kwargs: Unpack[InternVLImagesKwargs],
     ) -> BatchFeature:
         """Turn images into normalised tiles.
 
         Args:
-            images: One image or a list, possibly nested (one list per sample): PIL images, paths, URLs (http, https,
+            images: One image or a list, possibly nested (one list per prompt): PIL images, paths, URLs (http, https,
                 file, data), base64 text, encoded bytes, NumPy arrays or torch tensors. Arrays are (height, width) or
                 have 1, 3 or 4 channels first or last; uint8, uint16 or float in [0, 1]. Animations give one frame.
             return_tensors: "pt" for torch tensors, "np" or None for NumPy arrays.
             input_data_format: "channels_first" or "channels_last" where the shape of an array leaves it open.
-            **kwargs: Settings that this call changes, see `ImageSettings`.
+            dtype: Type of the pixel values, such as `torch.bfloat16`: what casting them afterwards gives, without the
+                float32 tiles. By default float32.
+            **kwargs: Settings that this call changes, see `ImageSettings`; `max_tiles` and `resolution` may be lists
+                of one for each image, None where the processor's own applies.
 
         Returns:
             `pixel_values` (total_tiles, 3, tile_size, tile_size), float32: for each image the tiles of its grid row by
@@ -158,18 +178,23 @@ class InternVLImageProcessor(BaseImageProcessor):
         Raises:
             ValueError, TypeError, OSError: If there is no image, one cannot be read, or a setting is wrong.
         """
-        settings = self._call_settings(kwargs)
-        images = flatten_images(images)
+        groups = _by_prompt(images)
+        images = [image for group in groups for image in group]
         if not images:
             raise ValueError("Got no images, expected at least one: leave the call out for samples without images.")
+        settings, limits = self._call_settings(kwargs, len(images))
         names = [f"images[{index}]" for index in range(len(images))]
         pictures = [open_picture(image, name, input_data_format) for image, name in zip(images, names, strict=True)]
-        plans = [settings.plan(*picture_size(picture, settings.apply_exif_orientation)) for picture in pictures]
+        sizes = [picture_size(picture, settings.apply_exif_orientation) for picture in pictures]
+        plans = _plan_prompts(settings, sizes, limits, [len(group) for group in groups])
         num_patches = np.array([plan.num_tiles for plan in plans], dtype=np.int64)
 
+        dtype = _torch_dtype(dtype)
         table = _lookup_table(settings.image_mean, settings.image_std)
+        if dtype != torch.float32:
+            table = _bits(table, dtype)
         side = settings.tile_size
-        pixel_values = np.empty((num_patches.sum(), 3, side, side), dtype=np.float32)
+        pixel_values = np.empty((num_patches.sum(), 3, side, side), dtype=table.dtype)
         ends = num_patches.cumsum()
         for picture, name, plan, end in zip(pictures, names, plans, ends, strict=True):
             rgb = to_rgb(
@@ -182,7 +207,12 @@ class InternVLImageProcessor(BaseImageProcessor):
             if settings.pad2square:
                 rgb = _pad_to_square(rgb, settings.image_mean)
             _write_tiles(rgb, plan, table, out=pixel_values[end - plan.num_tiles : end])
-        return BatchFeature({"pixel_values": pixel_values, "num_patches": num_patches}, tensor_type=return_tensors)
+        data = {"pixel_values": pixel_values, "num_patches": num_patches}
+        if dtype != torch.float32:
+            data["pixel_values"] = torch.from_numpy(pixel_values).view(dtype)
+            if return_tensors != "pt":
+                data["pixel_values"] = data["pixel_values"].numpy()  # NumPy has float16 and float64, but no bfloat16
+        return BatchFeature(data, tensor_type=return_tensors)
 
     def plan(self, image: Any, **kwargs: Unpack[InternVLImagesKwargs]) -> TilePlan:
         """Plan the tiles of an image without decoding it.
@@ -197,13 +227,35 @@ class InternVLImageProcessor(BaseImageProcessor):
         Raises:
             ValueError, TypeError, OSError: As `preprocess` does, except for damage that only decoding shows.
         """
+        (plan,) = self.plan_all([image], **kwargs)
+        return plan
+
+    def plan_all(self, images: Sequence[Any], **kwargs: Unpack[InternVLImagesKwargs]) -> list[TilePlan]:
+        """Plan the tiles of the images of one prompt, which share `total_max_tiles`, without decoding them.
+
+        Args:
+            images: Images as `plan` takes them.
+            **kwargs: Settings that this call changes, as `preprocess` takes them.
+
+        Returns:
+            The plan of each image.
+
+        Raises:
+            ValueError, TypeError, OSError: As `preprocess` does, except for damage that only decoding shows.
+        """
         input_data_format = kwargs.pop("input_data_format", None)
-        settings = self._call_settings(kwargs)
-        if isinstance(image, tuple):
-            width, height = image
-            return settings.plan(width, height)
-        picture = open_picture(image, "image", input_data_format)
-        return settings.plan(*picture_size(picture, settings.apply_exif_orientation))
+        settings, limits = self._call_settings(kwargs, len(images))
+        sizes = [
+            image
+            if isinstance(image, tuple)
+            else picture_size(open_picture(image, "image", input_data_format), settings.apply_exif_orientation)
+            for image in images
+        ]
+        return _plan_prompts(settings, sizes, limits, [len(images)])
+
+    def tile_limits(self, num_images: int, **kwargs: Unpack[InternVLImagesKwargs]) -> list[int]:
+        """Return the `max_tiles` that the settings of a call mean for each of `num_images` images."""
+        return self._call_settings(kwargs, num_images)[1]
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
         """Count the tiles of a picture, thumbnail included; the name is the one Transformers and vLLM call.
@@ -252,10 +304,82 @@ class InternVLImageProcessor(BaseImageProcessor):
         published = {"do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3}
         return super().to_dict() | published | {"crop_size": self.tile_size, "size": self.tile_size}
 
-    def _call_settings(self, changes: dict[str, Any]) -> ImageSettings:
-        """Merge the settings of a call into those of the processor; `return_tensors` may come along."""
-        changes = {name: value for name, value in changes.items() if name != "return_tensors"}
-        return _settings({field.name: getattr(self, field.name) for field in fields(ImageSettings)}, changes)
+    def _call_settings(self, changes: dict[str, Any], num_images: int) -> tuple[ImageSettings, list[int]]:
+        """Merge the settings of a call into those of the processor, and find the `max_tiles` of each image.
+
+        What is no setting (`return_tensors` and the like) may come along.
+        """
+        changes = _own_names({name: value for name, value in changes.items() if name not in CALL_NAMES})
+        current = {field.name: getattr(self, field.name) for field in fields(ImageSettings)}
+        resolution, wanted = changes.pop("resolution", None), changes.get("max_tiles")
+        if resolution is not None and wanted is not None:
+            raise ValueError("resolution and max_tiles are both given, and both limit the tiles: give one of them.")
+        if resolution is None and not isinstance(wanted, (list, tuple)):
+            settings = _settings(current, changes)
+            return settings, [settings.max_tiles] * num_images
+        limits = [self._limit(one) for one in _for_each(resolution or wanted, num_images)]
+        changes["max_tiles"] = max(limits, default=1)
+        changes["min_tiles"] = min(changes.get("min_tiles", self.min_tiles), max(changes["max_tiles"], 1))
+        return _settings(current, changes), limits
+
+    def _limit(self, wanted: str | int | None) -> int:
+        """Turn a resolution or a number of tiles into a number of tiles."""
+        if isinstance(wanted, str) and wanted not in RESOLUTIONS:
+            raise ValueError(f"resolution is {wanted!r}, expected 'low' (one tile), 'high' (40) or 'auto'.")
+        own = self.max_tiles
+        return {None: own, "auto": own, "low": 1, "high": max(own, HIGH_RESOLUTION_TILES)}.get(wanted, wanted)
+
+
+def _by_prompt(images: Any) -> list[list[Any]]:
+    """Group images by prompt: one group for each list of a nested list, else a single one."""
+    if isinstance(images, (list, tuple)) and images and all(isinstance(group, (list, tuple)) for group in images):
+        return [flatten_images(group) for group in images]
+    return [flatten_images(images)]
+
+
+def _for_each(value: Any, num_images: int) -> list[Any]:
+    """Repeat a setting for every image, unless it is a list, which may be nested as the images are."""
+    if not isinstance(value, (list, tuple)):
+        return [value] * num_images
+    values = flatten_images(value)
+    if len(values) != num_images:
+        raise ValueError(
+            f"max_tiles or resolution has {len(values)} values, {values}, for {num_images} images: "
+            "give one for each image, None where the processor's own applies, or a single one for all."
+        )
+    return values
+
+
+def _plan_prompts(
+    settings: ImageSettings, sizes: Sequence[tuple[int, int]], limits: Sequence[int], group_sizes: Sequence[int]
+) -> list[TilePlan]:
+    """Plan the pictures of several prompts, whose numbers of pictures are `group_sizes`."""
+    plans = []
+    for count in group_sizes:
+        start = len(plans)
+        plans += plan_together(
+            sizes[start : start + count],
+            limits[start : start + count],
+            total_max_tiles=settings.total_max_tiles,
+            min_tiles=settings.min_tiles,
+            use_thumbnail=settings.use_thumbnail,
+            tile_size=settings.tile_size,
+        )
+    return plans
+
+
+def _torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    """Read a floating point type or its name; float32 if there is none."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype or torch.float32
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype is {dtype!r}, expected a floating point type such as torch.bfloat16 or 'bfloat16'.")
+    return found
+
+
+def _bits(table: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """Cast a lookup table to a type that NumPy may lack, and return its bits as integers of the same width."""
+    integers = {1: torch.uint8, 2: torch.int16, 8: torch.int64}
+    return torch.from_numpy(table).to(dtype).view(integers[dtype.itemsize]).numpy()
 
 
 def _settings(current: dict[str, Any], changes: dict[str, Any]) -> ImageSettings:

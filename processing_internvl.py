@@ -1,8 +1,10 @@
 """InternVL's processor: the only place that turns messages and images into model inputs.
 
-The prompt comes from the chat template; each `<image>` in it becomes the places of that image's tiles.
+The prompt comes from the chat template; each `<image>` in it becomes the places of that image's tiles, each `<video>`
+first one `<image>` for each of its frames.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,22 +14,29 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from .collator_internvl import ConversationCollator
 from .grounding_internvl import GroundingMixin
+from .image_loading_internvl import flatten_images
+from .messages_internvl import Visual, prepare_conversation
 from .prompt_internvl import (
     IMAGE_CONTEXT_TOKEN,
     IMAGE_PLACEHOLDER,
+    VIDEO_PLACEHOLDER,
     decode_answer,
     encode_prompt,
-    guard_text,
     place_images,
 )
 from .tiling_internvl import tokens_per_tile
 from .token_map_internvl import TokenMapMixin
+from .video_internvl import frames_of, is_clip
 
 
 # What callers of Transformers' processors pass for the text; everything else is a setting of the image processor.
 TEXT_KWARGS = ("padding", "padding_side", "truncation", "max_length", "pad_to_multiple_of", "add_special_tokens")
 # Passed by Transformers' own callers, and of no consequence here: the model has no token types.
-IGNORED_KWARGS = ("return_mm_token_type_ids", "return_token_type_ids")
+IGNORED_KWARGS = ("return_mm_token_type_ids", "return_token_type_ids", "do_sample_frames")
+# Under which callers of Transformers' processors nest them.
+NESTING_KWARGS = ("common_kwargs", "text_kwargs", "images_kwargs", "videos_kwargs", "processor_kwargs")
+# In place of every way to say it, once it is known for each picture.
+LIMITS_SETTLED = {"resolution": None, "max_patches": None, "crop_to_patches": None}
 
 
 class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
@@ -67,9 +76,13 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         Some releases between 5.0 and 5.23 find AutoImageProcessor only where torchvision is installed; imported from
         its own file it needs no torchvision in any of them.
         """
+        # Pipelines say the model's type to every part; a tokenizer that keeps it cannot be saved.
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("dtype", "torch_dtype")}
         image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         settings = getattr(type(image_processor), "valid_kwargs", object).__annotations__
         kwargs = {name: value for name, value in kwargs.items() if name not in settings}
+        # Pipelines pad by the tokenizer's side, and generation continues at the right.
+        kwargs = {"padding_side": "left", **kwargs}
         return [image_processor, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)]
 
     @property
@@ -100,40 +113,49 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         Args:
             images: One image, a list for one prompt or in the order of all `<image>`, or one list for each prompt;
                 whatever the image processor reads.
-            text: One prompt or several, each with `<image>` where an image stands; without images it is plain text.
-            videos: Not supported by this processor; pass frames as images.
+            text: One prompt or several, each with `<image>` where an image stands and `<video>` where a video does;
+                without images and videos these are plain text.
+            videos: One video, a list for one prompt or in the order of all `<video>`, or one list for each prompt; a
+                video is what `frames_of` reads. Its `<video>` becomes "Frame1: <image>", a line for each frame.
             return_tensors: "pt" for tensors, "np" for arrays, None for lists (pixel values are always a tensor).
             **kwargs: `padding`, `padding_side` (default "left"), `truncation`, `max_length`, `pad_to_multiple_of`,
-                `add_special_tokens`, and settings of the image processor such as `max_tiles`; also nested in
-                `text_kwargs`, `images_kwargs`.
+                `add_special_tokens`; `num_frames` of each video; and what the image processor takes, such as
+                `max_tiles`, `total_max_tiles` or `resolution`, which limit images (a frame is one tile) and `dtype`;
+                also nested in `text_kwargs`, `images_kwargs`, `videos_kwargs`.
 
         Returns:
             `input_ids` and `attention_mask` (prompts, seq), and with images `pixel_values` (total_tiles, 3, tile_size,
             tile_size). Several prompts are padded whenever tensors are asked for.
 
         Raises:
-            ValueError: If images and `<image>` do not fit, truncation would cut into an image, or nothing is given.
+            ValueError: If images or videos and their places do not fit, truncation would cut into an image, or
+                nothing is given; further errors as the image processor and `frames_of` say.
         """
-        text_kwargs, image_kwargs = self._split_kwargs(kwargs)
-        if videos is not None:
-            raise ValueError(
-                "videos are given; pass a video's frames as images, with one <image> for each in the text."
-            )
+        text_kwargs, image_kwargs, num_frames = self._split_kwargs(kwargs)
         if text is None:
+            if videos is not None:
+                raise ValueError("There are videos, but no text; give it, with <video> where each stands.")
             if images is None:
                 raise ValueError("Neither text nor images are given; give at least one of them.")
             return self.image_processor(images, return_tensors=return_tensors or "pt", **image_kwargs)
         prompts = [text] if isinstance(text, str) else list(text)
-        pixel_values = None
-        if images is None:
-            self.image_processor.plan((1, 1), **image_kwargs)  # a wrong setting is wrong without images as well
+        groups = [[]]
+        if images is None and videos is None:
+            self.image_processor.tile_limits(0, **image_kwargs)  # a wrong setting is wrong without images as well
         else:
-            tiles = self.image_processor(images, return_tensors="pt", **image_kwargs)
+            prompts, groups = self._pictures_in_order(prompts, images, videos, num_frames, image_kwargs)
+        pixel_values = None
+        if any(groups):
+            pictures = [[picture for picture, _ in group] for group in groups]
+            limits = [limit for group in groups for _, limit in group]
+            settings = {**image_kwargs, **LIMITS_SETTLED, "max_tiles": limits}
+            tiles = self.image_processor(pictures, return_tensors="pt", **settings)
             pixel_values = tiles["pixel_values"]
-            counts = _counts_of_each(images, prompts, tiles["num_patches"].tolist())
             tile_tokens = tokens_per_tile(*pixel_values.shape[-2:], self.patch_size, self.downsample_factor)
+            counts = tiles["num_patches"].split([len(group) for group in groups])
             prompts = [
-                place_images([], prompt, count, tile_tokens)[1] for prompt, count in zip(prompts, counts, strict=True)
+                place_images([], prompt, count.tolist(), tile_tokens)[1]
+                for prompt, count in zip(prompts, counts, strict=True)
             ]
         data = self._encode(prompts, return_tensors, **text_kwargs)
         if pixel_values is not None:
@@ -144,31 +166,36 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         """Write messages as a prompt, or with `tokenize=True` turn them into model inputs.
 
         What a message says never becomes a control token, grounding tags aside. In a conversation with image items,
-        a typed `<image>` is text as well; without them it marks where an image of `images=` stands.
+        a typed `<image>` is text as well; without them it marks where an image of `images=` stands. So it is with
+        video items and `<video>`.
 
         Args:
-            conversation: Messages with `role` and `content` (text, or a list of text and image items), or a list of
-                such conversations.
+            conversation: Messages with `role` and `content` (text, or a list of text, image and video items), or a
+                list of such conversations. Image items may hold `max_tiles` or `resolution`, video items `num_frames`,
+                which go before those of the call.
             chat_template: Another template.
-            **kwargs: What `ProcessorMixin.apply_chat_template` takes, and settings of the image processor.
+            **kwargs: What `ProcessorMixin.apply_chat_template` takes, and what `__call__` takes.
 
         Returns:
             The prompt; with `tokenize=True` ids; with `return_dict=True` also what `__call__` returns.
         """
-        return super().apply_chat_template(self._guarded(conversation), chat_template=chat_template, **kwargs)
+        return super().apply_chat_template(
+            prepare_conversation(self.tokenizer, conversation), chat_template=chat_template, **kwargs
+        )
 
     def count_image_tokens(self, images: Any, **kwargs: Any) -> list[int]:
         """Count the image tokens that each image will take, without decoding it.
 
         Args:
-            images: One image or its size (width, height) as a tuple of two numbers, or a list of them.
-            **kwargs: Settings of the image processor, such as `max_tiles`.
+            images: One image or its size (width, height) as a tuple of two numbers, or a list of them, which are of
+                one prompt.
+            **kwargs: What the image processor takes, such as `max_tiles`, `total_max_tiles` and `resolution`.
 
         Returns:
             For each image its tiles, thumbnail included, times the image tokens of a tile.
         """
         images = [images] if not isinstance(images, (list, tuple)) or _is_size(images) else images
-        plans = [self.image_processor.plan(image, **kwargs) for image in images]
+        plans = self.image_processor.plan_all(images, **kwargs)
         return [
             plan.num_tiles * tokens_per_tile(plan.tile_size, plan.tile_size, self.patch_size, self.downsample_factor)
             for plan in plans
@@ -204,15 +231,53 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
             return [decode_answer(self.tokenizer, row) for row in rows]
         return [self.tokenizer.decode(row, skip_special_tokens=False, **kwargs) for row in rows]
 
-    def _split_kwargs(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        nested = {
-            **kwargs.pop("common_kwargs", {}),
-            **kwargs.pop("text_kwargs", {}),
-            **kwargs.pop("images_kwargs", {}),
-        }
-        kwargs = {name: value for name, value in {**nested, **kwargs}.items() if name not in IGNORED_KWARGS}
+    def _split_kwargs(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], int | None]:
+        """Sort out what the tokenizer takes, what the image processor takes, and `num_frames`."""
+        nested = [kwargs.pop(name, None) or {} for name in NESTING_KWARGS]
+        # `processor_kwargs`, the last, holds nestings itself.
+        nested += [nested[-1].get(name, {}) for name in NESTING_KWARGS[:-1]]
+        merged = {name: value for group in [*nested, kwargs] for name, value in group.items()}
+        kwargs = {name: value for name, value in merged.items() if name not in IGNORED_KWARGS + NESTING_KWARGS}
         text_kwargs = {name: kwargs.pop(name) for name in TEXT_KWARGS if name in kwargs}
-        return text_kwargs, kwargs
+        num_frames = kwargs.pop("num_frames", None)
+        return text_kwargs, kwargs, num_frames
+
+    def _pictures_in_order(
+        self, prompts: Sequence[str], images: Any, videos: Any, num_frames: int | None, image_kwargs: dict[str, Any]
+    ) -> tuple[list[str], list[list[tuple[Any, int]]]]:
+        """Write each `<video>` as its frames, and line up images and frames as the prompts name them.
+
+        Returns:
+            The prompts, with `<image>` for each frame, and for each prompt its pictures with their `max_tiles`.
+        """
+        images = [] if images is None else images
+        image_groups = _deal(images, _nested_images(images), prompts, IMAGE_PLACEHOLDER, "images")
+        clip_groups = [[] for _ in prompts]
+        if videos is not None:
+            clip_groups = _deal(videos, _nested_videos(videos), prompts, VIDEO_PLACEHOLDER, "videos")
+        limits = iter(self.image_processor.tile_limits(sum(map(len, image_groups)), **image_kwargs))
+        lines = [
+            _line_up(
+                prompt,
+                [self._limited(image, next(limits)) for image in group],
+                [self._limited_frames(clip, f"videos[{index}]", num_frames) for index, clip in enumerate(clips)],
+            )
+            for prompt, group, clips in zip(prompts, image_groups, clip_groups, strict=True)
+        ]
+        return [prompt for prompt, _ in lines], [pictures for _, pictures in lines]
+
+    def _limited(self, image: Any, limit: int) -> tuple[Any, int]:
+        """Unwrap an image of a message; what its item says goes before `limit`."""
+        if not isinstance(image, Visual):
+            return image, limit
+        own = {name: value for name, value in image.settings.items() if name != "num_frames"}
+        return image.source, self.image_processor.tile_limits(1, **own)[0] if own else limit
+
+    def _limited_frames(self, clip: Any, name: str, num_frames: int | None) -> list[tuple[Any, int]]:
+        """Return the frames of a video; each is one tile unless the item of a message says otherwise."""
+        clip = clip if isinstance(clip, Visual) else Visual(clip, {})
+        _, limit = self._limited(clip, 1)
+        return [(frame, limit) for frame in frames_of(clip.source, name, clip.settings.get("num_frames", num_frames))]
 
     def _encode(
         self,
@@ -248,59 +313,70 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         )
         return {name: padded[name] for name in ("input_ids", "attention_mask")}
 
-    def _guarded(self, conversation: Any) -> Any:
-        """Copy messages with every text guarded; a list of conversations alike."""
-        if not conversation:
-            raise ValueError("The conversation is empty; expected at least one message with role and content.")
-        if not isinstance(conversation[0], dict):
-            return [self._guarded(one) for one in conversation]
-        contents = [_as_items(message.get("content")) for message in conversation]
-        has_images = any(item.get("type") == "image" for items in contents for item in items)
-        return [
-            {
-                **message,
-                "content": [self._guarded_item(item, has_images or message["role"] != "user") for item in items],
-            }
-            for message, items in zip(conversation, contents, strict=True)
-        ]
-
-    def _guarded_item(self, item: dict[str, Any], placeholder_is_text: bool) -> dict[str, Any]:
-        if item["type"] != "text":
-            return item
-        also = (IMAGE_PLACEHOLDER,) if placeholder_is_text else ()
-        return {**item, "text": guard_text(self.tokenizer, item["text"], also=also)}
-
-
-def _as_items(content: str | list[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """Write plain text as a text item, which every release of Transformers understands."""
-    items = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
-    for item in items:
-        if not isinstance(item, dict) or "type" not in item:
-            raise ValueError(f'Content holds {item!r}; expected {{"type": "text", "text": ...}} or an image item.')
-    return items
-
 
 def _is_size(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(isinstance(side, int) for side in value)
 
 
-def _counts_of_each(images: Any, prompts: Sequence[str], num_tiles: Sequence[int]) -> list[list[int]]:
-    """Deal the tiles of all images out to the prompts: by nesting where images are nested, else by `<image>`."""
+def _line_up(prompt: str, images: Sequence[Any], clips: Sequence[list[Any]]) -> tuple[str, list[Any]]:
+    """Write the frames of each `<video>`, and return images and frames in the order of their `<image>`."""
+    if not clips:
+        return prompt, list(images)
+    lined_up = []
+    images, clips = iter(images), iter(clips)
+
+    def write(match: re.Match[str]) -> str:
+        if match[0] == IMAGE_PLACEHOLDER:
+            lined_up.append(next(images))
+            return match[0]
+        frames = next(clips)
+        lined_up.extend(frames)
+        return "\n".join(f"Frame{index}: {IMAGE_PLACEHOLDER}" for index in range(1, len(frames) + 1))
+
+    return re.sub(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}", write, prompt), lined_up
+
+
+def _nested_images(images: Any) -> list[list[Any]] | None:
+    """Return one list of images for each prompt, if that is what the caller gave."""
     if isinstance(images, (list, tuple)) and images and all(isinstance(one, (list, tuple)) for one in images):
-        if len(images) != len(prompts):
-            raise ValueError(f"There are {len(images)} lists of images for {len(prompts)} prompts; give one for each.")
-        sizes = [len(one) for one in images]
-    elif len(prompts) == 1:
-        sizes = [len(num_tiles)]
-    else:
-        sizes = [prompt.count(IMAGE_PLACEHOLDER) for prompt in prompts]
-        if sum(sizes) != len(num_tiles):
+        return [flatten_images(group) for group in images]
+    return None
+
+
+def _nested_videos(videos: Any) -> list[list[Any]] | None:
+    """Return one list of videos for each prompt, if that is what the caller gave."""
+    if isinstance(videos, (list, tuple)) and videos and not all(map(is_clip, videos)):
+        return [[group] if is_clip(group) else list(group) for group in videos]
+    return None
+
+
+def _deal(
+    visuals: Any, nested: list[list[Any]] | None, prompts: Sequence[str], placeholder: str, kind: str
+) -> list[list[Any]]:
+    """Deal images or videos out to the prompts: by nesting where they are nested, else by their places."""
+    groups = nested
+    if nested is None:
+        flat = flatten_images(visuals) if kind == "images" else [visuals] if is_clip(visuals) else list(visuals)
+        places = [prompt.count(placeholder) for prompt in prompts]
+        if len(prompts) == 1:
+            places = [len(flat)]
+        elif sum(places) != len(flat):
             raise ValueError(
-                f"The prompts have {sum(sizes)} {IMAGE_PLACEHOLDER} for {len(num_tiles)} images; "
-                f"write {IMAGE_PLACEHOLDER} once where each image stands."
+                f"The prompts have {sum(places)} {placeholder} for {len(flat)} {kind}; "
+                f"write {placeholder} once where each stands."
             )
-    tiles = iter(num_tiles)
-    return [[next(tiles) for _ in range(size)] for size in sizes]
+        rest = iter(flat)
+        groups = [[next(rest) for _ in range(count)] for count in places]
+    if len(groups) != len(prompts):
+        raise ValueError(f"There are {len(groups)} lists of {kind} for {len(prompts)} prompts; give one for each.")
+    for prompt, group in zip(prompts, groups, strict=True):
+        found = prompt.count(placeholder)
+        if found != len(group):
+            raise ValueError(
+                f"A prompt has {found} {placeholder} for {len(group)} {kind}; "
+                f"write {placeholder} once where each stands."
+            )
+    return groups
 
 
 __all__ = ["InternVLProcessor"]

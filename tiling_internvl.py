@@ -4,6 +4,7 @@ Arithmetic on sizes only: no pixels, no tensors, nothing beyond the standard lib
 are the image processor's. The rule is "dynamic high resolution" of InternVL 1.5, arXiv 2404.16821, section 3.3.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -132,6 +133,61 @@ def plan_tiles(
         if difference < best_difference or (difference == best_difference and is_large_enough):
             best_grid, best_difference = (columns, rows), difference
     return TilePlan(*best_grid, tile_size=tile_size, has_thumbnail=use_thumbnail and best_grid != (1, 1))
+
+
+def plan_together(
+    sizes: Sequence[tuple[int, int]],
+    max_tiles: Sequence[int],
+    *,
+    total_max_tiles: int | None = None,
+    min_tiles: int = 1,
+    use_thumbnail: bool = True,
+    tile_size: int = 448,
+) -> list[TilePlan]:
+    """Plan the pictures of one prompt, each within its own limit and all of them within a total.
+
+    The total is shared out by one rule: a limit that is the same for all pictures, the largest with which their tiles,
+    thumbnails counted, fit. So pictures that are alike are treated alike, small ones leave room for large ones, and
+    the order does not matter. What is left over when the next larger limit would be too much stays unused.
+
+    Args:
+        sizes: Size (width, height) of each picture in pixels.
+        max_tiles: Largest grid of each picture, its thumbnail not counted.
+        total_max_tiles: Most tiles of all pictures, thumbnails counted; None for no such limit.
+        min_tiles: Smallest grid; a smaller limit goes before it.
+        use_thumbnail: Whether a picture of several tiles gets a thumbnail.
+        tile_size: Side of a tile in pixels.
+
+    Returns:
+        The plan of each picture.
+
+    Raises:
+        ValueError: If the total does not hold one tile for each picture, or `plan_tiles` refuses a picture.
+    """
+    if total_max_tiles is not None and total_max_tiles < len(sizes):
+        raise ValueError(
+            f"total_max_tiles is {total_max_tiles} for {len(sizes)} pictures of one prompt, and each takes at least "
+            "one tile: raise total_max_tiles or give fewer pictures or frames."
+        )
+    common_limit = max(max_tiles, default=1)
+    if total_max_tiles is not None:
+        common_limit = min(common_limit, total_max_tiles)
+    while True:
+        limits = [min(limit, common_limit) for limit in max_tiles]
+        plans = [
+            plan_tiles(
+                width,
+                height,
+                min_tiles=min(min_tiles, max(limit, 1)),
+                max_tiles=limit,
+                use_thumbnail=use_thumbnail,
+                tile_size=tile_size,
+            )
+            for (width, height), limit in zip(sizes, limits, strict=True)
+        ]
+        if total_max_tiles is None or sum(plan.num_tiles for plan in plans) <= total_max_tiles:
+            return plans
+        common_limit -= 1  # comes to an end: at 1 every picture has one tile
 
 
 def tokens_per_tile(height: int, width: int, patch_size: int, downsample_factor: int) -> int:

@@ -128,6 +128,6 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded checkpoint as a folder of its own, code beside the weights, as a user would have it."""
     folder = tmp_path_factory.mktemp("hub") / "InternVL-tiny"
     shutil.copytree(ROOT / "tiny", folder)
-    for file in CODE_FILES:
+    for file in [*CODE_FILES, ROOT / "chat_template.jinja"]:
         shutil.copy(file, folder)
     return folder

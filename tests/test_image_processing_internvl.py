@@ -243,6 +243,45 @@ def test_call_settings_do_not_stay(processor):
     assert changed(gradient(90, 30), max_tiles=None)["num_patches"].tolist() == [3]  # None is "not given"
 
 
+def test_limits_of_each_image(processor):
+    wide = gradient(9, 3)
+    images = [wide, wide, wide]
+
+    def cut(images=images, processor=processor, **settings):
+        return processor(images, tile_size=3, **settings)["num_patches"].tolist()
+
+    assert cut(max_tiles=[1, None, 2]) == [1, 4, 3]
+    assert cut(max_tiles=(1, 3, 2), min_tiles=2) == [1, 4, 3]
+    assert cut(resolution=["low", "auto", "high"]) == [1, 4, 4]
+    assert cut(resolution="low") == [1, 1, 1]
+    assert cut(total_max_tiles=11) == [3, 3, 3]
+    plans = processor.plan_all([(9, 3), wide, wide], tile_size=3, total_max_tiles=11, max_tiles=[1, None, 3])
+    assert [plan.num_tiles for plan in plans] == [1, 4, 4]
+    assert cut([[wide], [wide, wide]], total_max_tiles=4, max_tiles=[[None], [None, None]]) == [4, 1, 1]  # by prompt
+    few = InternVLImageProcessor(max_tiles=2, total_max_tiles=6)
+    assert cut(processor=few) == [1, 1, 1]
+    assert cut([wide, wide], processor=few) == [3, 3]
+    assert few.tile_limits(2, resolution="auto") == [2, 2]
+    assert few.tile_limits(2, resolution="high") == [40, 40]
+    assert InternVLImageProcessor(max_tiles=50).tile_limits(1, resolution="high") == [50]
+    assert InternVLImageProcessor.from_dict(few.to_dict()).total_max_tiles == 6
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float64", "float8_e4m3fn"])
+def test_pixel_values_of_another_type(processor, name):
+    picture, dtype = gradient(90, 30), getattr(torch, name)
+    expected = processor(picture, tile_size=8)["pixel_values"].to(dtype)
+    for wanted in (dtype, name):
+        pixel_values = processor(picture, tile_size=8, dtype=wanted)["pixel_values"]
+        assert pixel_values.dtype == dtype
+        assert torch.equal(pixel_values.double(), expected.double())
+
+
+def test_numpy_of_another_type(processor):
+    pixel_values = processor(gradient(9, 3), tile_size=8, dtype="float16", return_tensors="np")["pixel_values"]
+    assert pixel_values.dtype == np.float16
+
+
 def test_names_of_the_native_image_processor(processor):
     picture = gradient(9, 3)
     assert processor(picture, tile_size=8, max_patches=2, min_patches=1)["num_patches"].tolist() == [3]
@@ -274,12 +313,30 @@ def test_published_configs_load(size):
         ({"pad2square": True}, ValueError, "pad2square makes one square tile, but max_tiles is 12: set max_tiles=1"),
         ({"do_normalize": False}, ValueError, "do_normalize is always True for InternVL's tiles: leave it out"),
         ({"resample": 2}, ValueError, "resample is always 3 for InternVL's tiles"),
+        ({"total_max_tiles": 0}, ValueError, "total_max_tiles is 0, expected at least 1, or None for no limit"),
     ],
 )
 def test_wrong_settings(processor, settings, error, message):
     with pytest.raises(error, match=message):
         InternVLImageProcessor(**settings)
     with pytest.raises(error, match=message):
+        processor(gradient(4, 4), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_tiles": [1, 2]}, r"has 2 values, \[1, 2\], for 1 images: give one for each image"),
+        ({"max_tiles": [0]}, "max_tiles is 0, expected at least min_tiles"),
+        ({"resolution": "mid"}, "resolution is 'mid', expected 'low' .one tile., 'high' .40. or 'auto'"),
+        ({"resolution": "low", "max_tiles": 2}, "resolution and max_tiles are both given"),
+        ({"pad2square": True, "resolution": "high"}, "pad2square makes one square tile, but max_tiles is 40"),
+        ({"dtype": torch.int8}, "dtype is torch.int8, expected a floating point type such as torch.bfloat16"),
+        ({"dtype": "bf16"}, "dtype is 'bf16', expected a floating point type"),
+    ],
+)
+def test_wrong_settings_of_a_call(processor, settings, message):
+    with pytest.raises(ValueError, match=message):
         processor(gradient(4, 4), **settings)
 
 

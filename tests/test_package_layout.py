@@ -34,6 +34,8 @@ LAYERS = {
     "modeling_intern_vit": 1,
     "modeling_internlm2": 1,
     "image_processing_internvl": 1,
+    "messages_internvl": 1,
+    "video_internvl": 1,
     "chat_internvl": 1,
     "token_map_internvl": 1,
     "collator_internvl": 1,
@@ -47,7 +49,7 @@ CONFIGURATION = "configuration_internvl_chat"
 ENTRIES = ("modeling_internvl_chat", "processing_internvl", "image_processing_internvl", "tokenization_internlm2")
 
 ALLOWED = {"torch", "transformers", "PIL", "numpy", "sentencepiece", *sys.stdlib_module_names}
-OPTIONAL = ("flash_attn", "timm", "einops", "peft", "torchvision")
+OPTIONAL = ("flash_attn", "timm", "einops", "peft", "torchvision", "av")
 
 # How Transformers looks for imports: in the text, docstrings and comments included.
 LOADER_PATTERN = re.compile(r"^\s*(?:import\s+\.(\S+)\s*|from\s+\.(\S+)\s+import)", re.MULTILINE)

@@ -153,6 +153,77 @@ def test_published_geometry_has_256_tokens_per_tile(tokenizer):
     assert processor.count_image_tokens([(448, 448), (896, 448)]) == [256, 768]
 
 
+def places(processor, ids):
+    """How many image tokens each picture has, in the order in which they stand."""
+    text = processor.tokenizer.decode(ids)
+    return [part.split("</img>")[0].count("<IMG_CONTEXT>") for part in text.split("<img>")[1:]]
+
+
+def test_items_limit_their_own_tiles(processor):
+    low, few = ({**image(WIDE), **said} for said in ({"resolution": "low"}, {"max_tiles": 2}))
+    messages = [ask(low, image(WIDE), few, "What?"), ask("A", role="assistant"), ask(image(WIDE), "And?")]
+    inputs = inputs_of(processor, messages, processor_kwargs={"max_tiles": 3})
+    assert places(processor, inputs["input_ids"][0]) == [16, 64, 48, 64]
+    assert inputs["pixel_values"].shape[0] == 1 + 4 + 3 + 4
+    detail = {"type": "image_url", "image_url": {"url": "examples/shapes.png", "detail": "low"}}
+    assert len(inputs_of(processor, [ask(detail, "What?")])["pixel_values"]) == 1
+
+
+def test_limits_of_a_call(processor):
+    pictures = {"images": [WIDE, TALL], "text": "<image><image>", "return_tensors": "pt"}
+    assert len(processor(**pictures, max_tiles=[1, 2])["pixel_values"]) == 1 + 3
+    assert len(processor(**pictures, resolution="low")["pixel_values"]) == 2
+    both = processor(images=[[WIDE], [WIDE, WIDE]], text=["<image>", "<image><image>"], total_max_tiles=4)
+    assert [row.count(processor.image_token_id) for row in both["input_ids"]] == [4 * 16, 2 * 16]  # each its own total
+    assert processor.count_image_tokens([WIDE, (300, 100)], total_max_tiles=7) == [48, 48]
+    with pytest.raises(ValueError, match="total_max_tiles is 1 for 2 pictures of one prompt"):
+        processor(**pictures, total_max_tiles=1)
+
+
+def test_pixel_values_in_the_type_of_the_model(processor):
+    pixels = [processor(images=WIDE, text="<image>", dtype=dtype)["pixel_values"] for dtype in (None, torch.bfloat16)]
+    assert torch.equal(pixels[0].bfloat16(), pixels[1])
+
+
+def test_video_is_the_official_recipe(processor):
+    frames = [WIDE, TALL, WIDE]
+    text = "<video>\nWhat happens?"
+    inputs = processor(videos=frames, text=text, return_tensors="pt")
+    by_hand = "Frame1: <image>\nFrame2: <image>\nFrame3: <image>\nWhat happens?"
+    expected = processor(images=frames, text=by_hand, max_tiles=1, return_tensors="pt")
+    for name in expected:
+        assert torch.equal(inputs[name], expected[name])
+
+
+def test_videos_and_images_stand_where_the_prompts_say(processor):
+    clips = [[WIDE, TALL, TALL], [TALL]]
+    texts = ["a <image> b <video> c", "d <video> e <image>"]
+    inputs = processor(images=[WIDE, TALL], videos=clips, text=texts, num_frames=2, return_tensors="pt")
+    wide, tall = (16 * processor.image_processor.plan(one).num_tiles for one in (WIDE, TALL))
+    assert [places(processor, row) for row in inputs["input_ids"]] == [[wide, 16, 16], [16, tall]]
+    nested = processor(images=[[WIDE], [TALL]], videos=[[clips[0]], [clips[1]]], text=texts, num_frames=2)
+    assert torch.equal(nested["pixel_values"], inputs["pixel_values"])
+
+
+def test_videos_in_messages(processor):
+    def clip(*frames, **said):
+        return {"type": "video", "video": list(frames), **said}
+
+    messages = [ask(image(TALL), clip(WIDE, TALL, WIDE, num_frames=2), "Is <video> a <image> tag?")]
+    other = [ask(clip(TALL), "What?"), ask("A", role="assistant"), ask(clip(WIDE, WIDE, max_tiles=2), "And now?")]
+    inputs = inputs_of(processor, [messages, other, [ask("Hi")]])
+    tall = 16 * processor.image_processor.plan(TALL).num_tiles
+    assert [places(processor, row) for row in inputs["input_ids"]] == [[tall, 16, 16], [16, 48, 48], []]
+    text = processor.tokenizer.decode(inputs["input_ids"][0])
+    assert "Is <video> a <image> tag?" in text
+    assert [f"Frame{index}" in text for index in (1, 2, 3)] == [True, True, False]
+
+
+def test_typed_video_without_videos_is_text(processor):
+    inputs = processor(images=WIDE, text="<image> <video>", return_tensors="pt")
+    assert "<video>" in processor.tokenizer.decode(inputs["input_ids"][0])
+
+
 def test_truncation_never_cuts_an_image(processor):
     with pytest.raises(ValueError, match=r"max_length=20 would cut some of those off. Allow more, or lower max_tiles"):
         processor(images=WIDE, text="<image>\nHi", truncation=True, max_length=20)
@@ -163,12 +234,18 @@ def test_truncation_never_cuts_an_image(processor):
     ("call", "message"),
     [
         ({}, "Neither text nor images are given"),
-        ({"videos": [1]}, "pass a video's frames as images"),
-        ({"images": [WIDE], "text": "none"}, "0 <image> for 1 picture"),
-        ({"images": [WIDE], "text": "<image><image>"}, "2 <image> for 1 picture"),
+        ({"videos": [WIDE]}, "There are videos, but no text; give it, with <video> where each stands"),
+        ({"images": [WIDE], "text": "none"}, "A prompt has 0 <image> for 1 images; write <image> once"),
+        ({"images": [WIDE], "text": "<image><image>"}, "2 <image> for 1 images"),
         ({"images": [[WIDE]], "text": ["<image>", "b"]}, "1 lists of images for 2 prompts"),
         ({"images": [WIDE], "text": ["<image>", "<image>"]}, "2 <image> for 1 images"),
-        ({"images": [], "text": "<image>"}, "Got no images"),
+        ({"images": [], "text": "<image>"}, "1 <image> for 0 images"),
+        ({"videos": [WIDE], "text": "<video><video>"}, "A prompt has 2 <video> for 1 videos; write <video> once"),
+        ({"videos": [[WIDE], [WIDE]], "text": ["<video>", "b"]}, "The prompts have 1 <video> for 2 videos"),
+        ({"videos": [[[WIDE]]], "text": ["<video>", "b"]}, "1 lists of videos for 2 prompts"),
+        ({"videos": [WIDE], "text": "<video> <image>"}, "1 <image> for 0 images"),
+        ({"videos": [WIDE], "text": "<video>", "num_frames": 0}, "num_frames is 0, expected at least 1"),
+        ({"text": "a", "max_tiles": [1]}, "has 1 values, .*, for 0 images"),
     ],
 )
 def test_bad_calls(processor, call, message):
@@ -177,7 +254,7 @@ def test_bad_calls(processor, call, message):
 
 
 def test_unknown_content(processor):
-    with pytest.raises(Exception, match="content of type audio; expected text or image"):
+    with pytest.raises(Exception, match="content of type audio; expected text, image or video"):
         processor.apply_chat_template([{"role": "user", "content": [{"type": "audio"}]}])
 
 
@@ -209,19 +286,6 @@ def test_image_placeholder_of_others_is_text(processor):
     assert "No <image> here." in processor.tokenizer.decode(inputs["input_ids"][0])
 
 
-@pytest.mark.parametrize(
-    ("messages", "message"),
-    [
-        ([], "conversation is empty; expected at least one message"),
-        ([{"role": "user", "content": [{"text": "hi"}]}], r"Content holds \{'text': 'hi'\}"),
-        ([{"role": "user", "content": ["hi"]}], "Content holds 'hi'"),
-    ],
-)
-def test_bad_messages(processor, messages, message):
-    with pytest.raises(ValueError, match=message):
-        processor.apply_chat_template(messages)
-
-
 def test_decoding_keeps_grounding_tags(processor):
     ids = processor.tokenizer("<ref>cat</ref><box>[[1, 2, 3, 4]]</box><|im_end|>").input_ids
     assert processor.post_process_image_text_to_text([ids]) == ["<ref>cat</ref><box>[[1, 2, 3, 4]]</box>"]
@@ -236,3 +300,4 @@ def test_save_and_load(processor, tmp_path):
     for name, value in inputs_of(processor, messages).items():
         assert torch.equal(value, inputs_of(again, messages)[name])
     assert (again.patch_size, again.downsample_factor) == (14, 2)
+    assert again.tokenizer.padding_side == "left"  # pipelines pad by it

@@ -5,7 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from internvl_chat.tiling_internvl import TilePlan, allowed_grids, plan_tiles, tokens_per_tile
+from internvl_chat.tiling_internvl import TilePlan, allowed_grids, plan_tiles, plan_together, tokens_per_tile
 
 
 def grid(width, height, **settings):
@@ -116,6 +116,39 @@ def test_thumbnail_only_if_wanted_and_several_tiles():
     assert not plan_tiles(448, 448).has_thumbnail
 
 
+def counts(sizes, total, max_tiles=12, **kwargs):
+    plans = plan_together(sizes, [max_tiles] * len(sizes), total_max_tiles=total, tile_size=10, **kwargs)
+    return [plan.num_tiles for plan in plans]
+
+
+def test_a_total_is_shared_by_one_limit():
+    wide, small = (60, 10), (10, 10)
+    assert counts([wide, wide], None) == counts([wide, wide], 14) == [7, 7]
+    assert counts([wide, wide], 13) == [6, 6]
+    assert counts([wide, wide], 12) == [6, 6]
+    assert counts([wide, small, wide], 13) == [6, 1, 6]
+    assert counts([small, wide, wide], 13) == [1, 6, 6]
+    assert counts([wide, wide], 2) == counts([wide, wide], 5) == [1, 1]  # two tiles have a thumbnail
+    assert counts([wide] * 2, 5, use_thumbnail=False) == [2, 2]
+    assert counts([wide] * 2, 2, min_tiles=4) == [1, 1]
+    assert counts([], 3) == []
+    assert counts([wide], 10**9, max_tiles=10) == [7]
+
+
+def test_every_total_is_kept_and_the_next_limit_would_break_it():
+    sizes = [(60, 10), (33, 20), (10, 10), (20, 47)]
+    unlimited = [counts(sizes, None, limit) for limit in range(1, 13)]
+    for total in range(4, 40):
+        found = counts(sizes, total)
+        fitting = [plan for plan in unlimited if sum(plan) <= total]
+        assert found == fitting[-1]
+
+
+def test_pictures_keep_their_own_limits():
+    plans = plan_together([(60, 10)] * 3, [1, 3, 12], total_max_tiles=10, tile_size=10)
+    assert [plan.num_tiles for plan in plans] == [1, 4, 5]
+
+
 def test_tokens_per_tile():
     assert tokens_per_tile(448, 448, patch_size=14, downsample_factor=2) == 256
     assert tokens_per_tile(448, 448, patch_size=14, downsample_factor=1) == 1024
@@ -132,6 +165,11 @@ def test_tokens_per_tile():
         (lambda: plan_tiles(5, 5, min_tiles=0), "min_tiles is 0, expected at least 1: give min_tiles=1"),
         (lambda: plan_tiles(5, 5, max_tiles=0), "max_tiles is 0, expected at least min_tiles, which is 1: raise"),
         (lambda: allowed_grids(5, 4), "max_tiles is 4, expected at least min_tiles, which is 5: raise max_tiles or"),
+        (
+            lambda: plan_together([(5, 5)] * 3, [12] * 3, total_max_tiles=2),
+            "total_max_tiles is 2 for 3 pictures of one prompt, .* raise total_max_tiles or give fewer",
+        ),
+        (lambda: plan_together([(5, 5)], [0]), "max_tiles is 0, expected at least min_tiles, which is 1"),
         (lambda: tokens_per_tile(448, 448, 14, 0), "downsample_factor 0, expected all of them to be at least 1"),
         (
             lambda: tokens_per_tile(448, 434, 14, 2),
@@ -149,5 +187,5 @@ def test_errors(call, message):
 def test_needs_only_the_standard_library():
     source = ast.parse(Path(inspect.getsourcefile(TilePlan)).read_text(encoding="utf-8"))
     modules = {node.module for node in ast.walk(source) if isinstance(node, ast.ImportFrom)}
-    assert modules == {"dataclasses", "functools"}
+    assert modules == {"collections.abc", "dataclasses", "functools"}
     assert not any(isinstance(node, ast.Import) for node in ast.walk(source))
