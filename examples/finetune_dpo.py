@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("tiny"), help="checkpoint folder (default: the embedded)")
     parser.add_argument("--loss", choices=LOSSES, default="mpo", help="what is minimised (default: mpo)")
-    parser.add_argument("--steps", type=int, default=20, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=12, help="optimizer steps")
     parser.add_argument("--output", type=Path, default=Path("runs/dpo"), help="folder of the run")
     options = parser.parse_args()
 
