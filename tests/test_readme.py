@@ -16,7 +16,7 @@ PLACEHOLDER = 'path = "InternVL-Chat-V1-5"'
 def test_python_blocks(tiny_folder, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)  # the examples name pictures of the repository
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     assert blocks[0].count(PLACEHOLDER) == 1
     namespace = {}
     for number, block in enumerate(blocks):
