@@ -235,8 +235,8 @@ def test_the_demo_has_the_versions_of_the_rest():
 def address():
     """Start the page as `make demo` does, and return its address."""
     pytest.importorskip("gradio", reason="the page needs Gradio: run `make test-slow`, or install the extra `demo`")
-    command = [sys.executable, "-m", "examples.demo", "--port", "0"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ) as server:
+    command = [sys.executable, "-u", "-m", "examples.demo"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         try:
             for line in server.stdout:
                 if found := re.search(r"http://[\d.]+:\d+", line):
@@ -260,7 +260,7 @@ def browser(tmp_path_factory):
     profile = tmp_path_factory.mktemp("chromium")
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--user-data-dir={profile}"):
         options.add_argument(argument)
-    options.add_argument("--window-size=1400,1180")
+    options.add_argument("--window-size=1400,1480")
     options.add_argument("--lang=en")
     opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     opened.set_script_timeout(PATIENCE)
@@ -293,6 +293,11 @@ class Tab:
     def drop(self, *paths):
         self.find("#files input[type=file]").send_keys("\n".join(map(str, paths)))
 
+    def press(self, selector, text):
+        next(
+            element for element in self.browser.find_elements("css selector", selector) if text in element.text
+        ).click()
+
     def answers(self):
         return [element.text.strip() for element in self.browser.find_elements("css selector", "#chat .bot.message")]
 
@@ -302,6 +307,7 @@ class Tab:
         box = self.find("#question textarea")
         box.send_keys(question + "\n")
         self.until(lambda: self.find("#question .submit-button") and len(self.answers()) > before)
+        self.until(lambda: "Loading content" not in self.text("#chat"))  # a picture on its way hides its message
         return self.answers()[before]
 
 
@@ -319,8 +325,51 @@ def test_a_conversation_about_a_picture(tab, tmp_path):
     assert "thumbnail · 64 tokens" in tab.text("#tiles")
     assert tab.ask("What colour is the circle?") == "red"
     assert tab.ask("图中的五角星是什么颜色？") == "橙色"
-    assert "<ref>red circle</ref><box>[[" in tab.ask("Give the box of <ref>red circle</ref>")
+    assert "<ref>orange star</ref><box>[[" in tab.ask("Give the box of <ref>orange star</ref>")
     tab.until(lambda: tab.find("#chat img"))
     picture = Path(os.environ.get("DEMO_SCREENSHOT") or tmp_path / "demo.png")
     assert tab.browser.save_screenshot(str(picture))
     assert Image.open(picture).size[0] >= 1000
+
+
+@pytest.mark.slow
+def test_an_example_is_filled_in(tab):
+    tab.until(lambda: "What does the blue text say?" in tab.text("#examples"))
+    row = next(row for row in tab.browser.find_elements("css selector", "#examples tr") if "blue text" in row.text)
+    row.click()
+    tab.until(lambda: "64 image tokens" in tab.text("#total"))
+    assert tab.find("#question textarea").get_attribute("value") == "What does the blue text say?"
+
+
+@pytest.mark.slow
+def test_broken_pictures_other_words_and_another_resolution(tab, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture")
+    tab.drop(broken, SHAPES)
+    tab.until(lambda: "192 image tokens" in tab.text("#total"))
+    tab.until(lambda: "broken.png cannot be read" in tab.text("body"))
+    tab.find("[data-testid=toast-close]").click()
+    tab.ask("What number is written?")
+    tab.press("#language label", "中文")
+    tab.until(lambda: "192 个图像词元" in tab.text("#total"))
+    assert tab.find("#question textarea").get_attribute("placeholder") == "您的问题"
+    assert tab.answers() != [], "the conversation goes on"
+    tab.press("#resolution label", "低")
+    tab.until(lambda: "64 个图像词元" in tab.text("#total"))
+    tab.until(lambda: tab.answers() == [])  # other tiles, another conversation
+
+
+@pytest.mark.slow
+def test_tabs_know_nothing_of_each_other(tab, address):
+    first = tab.browser.current_window_handle
+    tab.drop(SHAPES)
+    tab.until(lambda: "192 image tokens" in tab.text("#total"))
+    assert tab.ask("What colour is the circle?") == "red"
+    tab.browser.switch_to.new_window("tab")
+    second = Tab(tab.browser, address)
+    assert second.ask("Hello"), "text alone"
+    assert "192" not in second.text("#total")
+    tab.browser.close()
+    tab.browser.switch_to.window(first)
+    assert tab.answers() == ["red"]
+    assert tab.ask("What number is written?") == "4072"

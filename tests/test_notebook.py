@@ -51,8 +51,8 @@ def test_it_runs_from_top_to_bottom(monkeypatch, capsys):
         "2 × 1 tiles",
         "red\n橙色",
         "192 image tokens",
-        "> 红色的是什么形状？\n圆形",
-        "40 tiles at most: 7 × 4, 1856 tokens",
+        "> What colour is the circle?\nred\n> 图中的数字是多少？\n4072",
+        "40 tiles at most: 7 × 4, 1856 tokens\n1 tiles: 4072\n3 tiles: 4072",
     ):
         assert line in printed, line
-    assert "<ref>red circle</ref><box>[[" in printed
+    assert "<ref>orange star</ref><box>[[" in printed

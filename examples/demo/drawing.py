@@ -66,12 +66,12 @@ def _canvas(picture: Image.Image) -> tuple[Image.Image, ImageDraw.ImageDraw, Any
     side = max(picture.size)
     scale = min(max(side, SMALLEST), LARGEST) / side
     copy = picture.convert("RGB").resize([max(1, round(edge * scale)) for edge in picture.size])
-    return copy, ImageDraw.Draw(copy), ImageFont.load_default(size=18)
+    return copy, ImageDraw.Draw(copy), ImageFont.load_default(size=28)
 
 
 def _write_badge(draw: ImageDraw.ImageDraw, corner: Sequence[float], text: str, colour: str, font: Any) -> None:
     """Write white on a patch of colour whose upper left corner is given."""
     left, top = corner
-    width = draw.textlength(text, font=font) + 12
-    draw.rectangle((left, top, left + width, top + 24), fill=colour)
-    draw.text((left + width / 2, top + 12), text, fill="white", font=font, anchor="mm")
+    width = draw.textlength(text, font=font) + 18
+    draw.rectangle((left, top, left + width, top + 36), fill=colour)
+    draw.text((left + width / 2, top + 18), text, fill="white", font=font, anchor="mm")

@@ -15,7 +15,7 @@ from examples.demo.words import WORDS
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = (
     ("examples/shapes.png", "What colour is the circle?"),
-    ("examples/shapes.png", "Give the box of <ref>red circle</ref>"),
+    ("examples/shapes.png", "Give the box of <ref>orange star</ref>"),
     ("examples/shapes.png", "图中的五角星是什么颜色？"),
     ("examples/sign.png", "What does the blue text say?"),
     ("examples/sign.png", "红色的文字写的是什么？"),
@@ -24,7 +24,8 @@ EXAMPLES = (
 # Drawn pictures keep their proportions, with the caption below instead of on them.
 CSS = """
 #language {flex: none; width: auto}
-#tiles .grid-container {align-items: start}
+#tiles .grid-wrap {min-height: 0}
+#tiles .grid-container {align-items: start; padding-top: 2rem}
 #tiles .thumbnail-item {aspect-ratio: auto; height: auto}
 #tiles .thumbnail-item img {height: auto}
 #tiles .caption-label {position: static; max-width: 100%; white-space: normal; border: 0; box-shadow: none}
@@ -54,7 +55,7 @@ class Page:
                     elem_id="language",
                 )
             with gr.Row():
-                with gr.Column(scale=2):
+                with gr.Column(scale=4):
                     files = gr.File(
                         label=words["files"], file_count="multiple", file_types=["image"], height=140, elem_id="files"
                     )
@@ -65,17 +66,20 @@ class Page:
                         label=words["tiles"], columns=2, object_fit="contain", height="auto", elem_id="tiles"
                     )
                     total = gr.Markdown(words["none"], elem_id="total")
-                with gr.Column(scale=3):
-                    chat = gr.Chatbot(label=words["chat"], height=520, buttons=["copy"], elem_id="chat")
+                with gr.Column(scale=5):
+                    chat = gr.Chatbot(label=words["chat"], height=640, buttons=["copy"], elem_id="chat")
                     question = gr.Textbox(
-                        placeholder=words["question"], submit_btn=words["ask"], show_label=False, elem_id="question"
+                        label=words["question"],
+                        placeholder=words["question"],
+                        submit_btn=words["ask"],
+                        show_label=False,
+                        elem_id="question",
                     )
                     new = gr.Button(words["new"], elem_id="new")
-            examples = gr.Dataset(
-                label=words["examples"],
-                components=[gr.Image(visible=False), gr.Textbox(visible=False)],
-                samples=[[str(ROOT / path), text] for path, text in EXAMPLES],
-                headers=["", ""],
+            gr.Examples(
+                [[[str(ROOT / path)], text] for path, text in EXAMPLES],
+                [files, question],
+                label=f"{words['examples']} · {WORDS['zh']['examples']}",
                 elem_id="examples",
             )
 
@@ -88,10 +92,9 @@ class Page:
             language.change(
                 self.translate,
                 language,
-                [intro, files, resolution, tiles, total, chat, question, new, examples],
+                [intro, files, resolution, tiles, total, chat, question, new],
                 show_progress="hidden",
             )
-            examples.click(lambda sample: ([sample[0]], sample[1]), examples, [files, question])
             # One answer at a time, whatever the number of tabs: there is one model.
             question.submit(self.answer, [question, chat, files, resolution, language], [question, chat])
             question.stop(self.stop, queue=False)
@@ -140,7 +143,10 @@ class Page:
             return
         drawn = conversation.draw_boxes(question, answer)
         if drawn is not None:
-            shown = [*shown, {"role": "assistant", "content": gr.Image(drawn, show_label=False)}]
+            shown = [
+                *shown,
+                {"role": "assistant", "content": gr.Image(drawn, show_label=False, buttons=["fullscreen"])},
+            ]
         yield gr.update(submit_btn=words["ask"], stop_btn=False), shown
 
     def stop(self, request: gr.Request) -> None:
@@ -166,7 +172,6 @@ class Page:
             gr.update(label=words["chat"]),
             gr.update(placeholder=words["question"], submit_btn=words["ask"]),
             gr.update(value=words["new"]),
-            gr.update(label=words["examples"]),
         )
 
     def _resolutions(self, language: str) -> list[tuple[str, str]]:
