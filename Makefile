@@ -1,27 +1,43 @@
 # Everything runs in an environment of its own, made on first use from requirements.txt.
 PYTHON ?= python3
 VENV := .venv
-RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(VENV)/bin/python
+DEMO := .venvs/demo
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+RUN := $(OFFLINE) $(VENV)/bin/python
 JOBS ?= 2
 IMAGE ?=
 QUESTION ?=
 MODEL ?= tiny
+OPTIONS ?=
 
-.PHONY: chat test test-slow lint format window clean
+.PHONY: chat demo pictures test test-slow lint format window clean
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
+$(DEMO)/ready: examples/demo/requirements.txt
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
 chat: $(VENV)/ready  ## Ask about the examples, or: make chat IMAGE=path QUESTION="..." MODEL=folder
 	@$(RUN) examples/chat.py --model "$(MODEL)" $(if $(IMAGE)$(QUESTION),"$(or $(IMAGE),examples/shapes.png)" "$(QUESTION)")
+
+demo: $(DEMO)/ready  ## A page to try a checkpoint, or: make demo MODEL=folder OPTIONS="--dtype bfloat16 --port 7860"
+	@$(OFFLINE) $(DEMO)/bin/python -m examples.demo --model "$(MODEL)" $(OPTIONS)
+
+pictures: $(VENV)/ready $(DEMO)/ready  ## The README's pictures anew
+	$(RUN) docs/draw.py
+	DEMO_SCREENSHOT=docs/demo.png $(OFFLINE) $(DEMO)/bin/python -m pytest -m slow tests/test_demo.py -k conversation
 
 test: $(VENV)/ready  ## The fast tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) -m "not slow and not gpu"
 
-test-slow: $(VENV)/ready  ## What is heavy
+test-slow: $(VENV)/ready $(DEMO)/ready  ## What is heavy
 	$(RUN) -m pytest -m slow
+	$(OFFLINE) $(DEMO)/bin/python -m pytest -m slow tests/test_demo.py
 
 lint: $(VENV)/ready  ## Style
 	$(VENV)/bin/ruff check .
