@@ -243,14 +243,8 @@ class InternVLImageProcessor(BaseImageProcessor):
         Raises:
             ValueError, TypeError, OSError: As `preprocess` does, except for damage that only decoding shows.
         """
-        input_data_format = kwargs.pop("input_data_format", None)
         settings, limits = self._call_settings(kwargs, len(images))
-        sizes = [
-            image
-            if isinstance(image, tuple)
-            else picture_size(open_picture(image, "image", input_data_format), settings.apply_exif_orientation)
-            for image in images
-        ]
+        sizes = [self.upright_size(image, **kwargs) for image in images]
         return _plan_prompts(settings, sizes, limits, [len(images)])
 
     def tile_limits(self, num_images: int, **kwargs: Unpack[InternVLImagesKwargs]) -> list[int]:
@@ -283,11 +277,11 @@ class InternVLImageProcessor(BaseImageProcessor):
         Raises:
             ValueError, TypeError, OSError: As `plan`.
         """
-        input_data_format = kwargs.pop("input_data_format", None)
-        settings = self._call_settings(kwargs)
         if isinstance(image, tuple):
             return image
-        return picture_size(open_picture(image, "image", input_data_format), settings.apply_exif_orientation)
+        is_turned = kwargs.get("apply_exif_orientation")
+        picture = open_picture(image, "image", kwargs.get("input_data_format"))
+        return picture_size(picture, self.apply_exif_orientation if is_turned is None else is_turned)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Open paths, URLs, base64 and bytes in place, in lists of any depth; Transformers' processors call this.

@@ -157,7 +157,7 @@ class TokenMapMixin:
             raise ValueError(f"input_ids is {tuple(input_ids.shape)}, expected one prompt (seq,): map row by row.")
         images = images if isinstance(images, list) else [images]
         sizes = [self.image_processor.upright_size(image, **kwargs) for image in images]
-        plans = [self.image_processor.plan(size, **kwargs) for size in sizes]
+        plans = self.image_processor.plan_all(sizes, **kwargs)
         sides = [plan.tile_size // (self.patch_size * self.downsample_factor) for plan in plans]
         counts = [plan.num_tiles * side**2 for plan, side in zip(plans, sides, strict=True)]
         positions = (input_ids == self.image_token_id).nonzero().flatten().tolist()

@@ -12,8 +12,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from examples.demo.conversation import RESOLUTIONS, Conversation
-from examples.demo.drawing import LARGEST, SMALLEST, draw_boxes, draw_tiles, upright
-from examples.demo.grounding import find_boxes
+from examples.demo.drawing import LARGEST, SMALLEST, draw_tiles, on_screen, upright
 from examples.demo.words import WORDS
 
 
@@ -58,24 +57,6 @@ def processor():
 # Boxes
 
 
-def test_boxes_are_thousandths_of_the_whole_picture():
-    answer = "<ref>red circle</ref><box>[[100, 200, 500, 1000]]</box> and <box>[[0,0,1000,1000],[10,20,30,40]]</box>"
-    assert find_boxes(answer, (600, 300)) == [
-        ("red circle", (60, 60, 300, 300)),
-        ("", (0, 0, 600, 300)),
-        ("", (6, 6, 18, 12)),
-    ]
-
-
-@pytest.mark.parametrize("answer", ["red", "<box>[[1,2,3]]</box>", "<box>[[5,5,5,9]]</box>", "<box>[[1,2,3,4]]"])
-def test_what_is_no_box_is_left_out(answer):
-    assert find_boxes(answer, (10, 10)) == []
-
-
-def test_boxes_end_at_the_picture():
-    assert find_boxes("<box>[[500,0,4000,1000]]</box>", (10, 10)) == [("", (5, 0, 10, 10))]
-
-
 # Drawing
 
 
@@ -97,15 +78,9 @@ def test_the_grid_is_drawn_where_the_picture_is_cut(processor):
     assert grey.getcolors() == [(180_000, (128, 128, 128))], "the picture stays as it is"
 
 
-def test_boxes_are_drawn_at_their_place():
-    grey = Image.new("RGB", (320, 160), "grey")
-    drawn = draw_boxes(grey, [(40, 40, 120, 100)])
-    assert differences(drawn, grey.resize(drawn.size)) == (80, 80, 241, 201)
-
-
 @pytest.mark.parametrize(("size", "longer"), [((9, 3), SMALLEST), ((1000, 900), 1000), ((400, 8000), LARGEST)])
 def test_drawings_have_a_size_for_the_screen(size, longer):
-    assert max(draw_boxes(Image.new("L", size), []).size) == longer
+    assert max(on_screen(Image.new("L", size)).size) == longer
 
 
 def test_pictures_are_shown_upright_and_opaque(tmp_path):
@@ -200,7 +175,7 @@ def test_close_frees_at_once(processor):
 def test_boxes_are_drawn_on_the_picture_that_is_named(processor):
     conversation = Conversation(Model(), processor, [SHAPES, SIGN])
     box = "<box>[[100,100,900,900]]</box>"
-    sizes = [draw_boxes(picture.image, []).size for picture in conversation.pictures]
+    sizes = [on_screen(picture.image).size for picture in conversation.pictures]
     assert conversation.draw_boxes("Where?", box).size == sizes[0]
     assert conversation.draw_boxes("Where in Image-2?", box).size == sizes[1]
     assert conversation.draw_boxes("Where in Image-12?", box).size == sizes[0]

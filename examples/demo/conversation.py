@@ -9,8 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from examples.demo.drawing import draw_boxes, upright
-from examples.demo.grounding import find_boxes
+from examples.demo.drawing import on_screen, upright
 
 
 # Settings of the image processor; "standard" is what the checkpoint's own folder says, 12 tiles for InternVL 1.5.
@@ -108,8 +107,8 @@ class Conversation:
         numbers = [int(number) for number in re.findall(r"Image-(\d{1,3})\b", f"{answer} {question}")]
         number = next((number for number in numbers if 1 <= number <= len(self.pictures)), 1)
         image = self.pictures[number - 1].image
-        boxes = [box for _, box in find_boxes(answer, image.size)]
-        return draw_boxes(image, boxes) if boxes else None
+        (grounding,) = self._processor.post_process_grounding(answer, image.size)
+        return on_screen(grounding.draw(image)) if grounding.regions else None
 
     def _add(self, path: str) -> None:
         """Read a picture, or note what is wrong with it."""

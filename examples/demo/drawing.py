@@ -1,4 +1,4 @@
-"""Draws on pictures: the grid of their tiles, and boxes."""
+"""Pictures for the screen: upright, in a fit size, with the grid of their tiles."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 
-COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#bf5af2", "#bc4c00", "#0a7ea4")
+GRID_COLOUR = "#1f6feb"
 # Longer side, in pixels, of what is drawn: small pictures grow so that lines and numbers have room, large ones shrink.
 SMALLEST, LARGEST = 640, 1280
 
@@ -31,42 +31,22 @@ def draw_tiles(picture: Image.Image, plan: Any) -> Image.Image:
     Returns:
         A copy in a size for the screen. It has the picture's proportions; the tiles are squares only on their canvas.
     """
-    copy, draw, font = _canvas(picture)
+    copy = on_screen(picture)
+    draw, font = ImageDraw.Draw(copy), ImageFont.load_default(size=28)
     across, down = (side / canvas for side, canvas in zip(copy.size, plan.canvas_size, strict=True))
     for number, (left, top, right, bottom) in enumerate(plan.boxes, start=1):
         corners = (left * across, top * down, right * across - 1, bottom * down - 1)
         draw.rectangle(corners, outline="white", width=4)
-        draw.rectangle(corners, outline=COLOURS[0], width=2)
-        _write_badge(draw, corners[:2], str(number), COLOURS[0], font)
+        draw.rectangle(corners, outline=GRID_COLOUR, width=2)
+        _write_badge(draw, corners[:2], str(number), GRID_COLOUR, font)
     return copy
 
 
-def draw_boxes(picture: Image.Image, boxes: Sequence[tuple[float, float, float, float]]) -> Image.Image:
-    """Draw boxes on a picture, numbered in their order.
-
-    Args:
-        picture: The picture; left as it is.
-        boxes: Boxes (left, top, right, bottom) in its pixels.
-
-    Returns:
-        A copy in a size for the screen.
-    """
-    copy, draw, font = _canvas(picture)
-    scale = copy.width / picture.width
-    for index, box in enumerate(boxes):
-        corners = tuple(edge * scale for edge in box)
-        colour = COLOURS[(index + 1) % len(COLOURS)]  # the first colour is the grid's
-        draw.rectangle(corners, outline="white", width=6)
-        draw.rectangle(corners, outline=colour, width=4)
-        _write_badge(draw, corners[:2], str(index + 1), colour, font)
-    return copy
-
-
-def _canvas(picture: Image.Image) -> tuple[Image.Image, ImageDraw.ImageDraw, Any]:
+def on_screen(picture: Image.Image) -> Image.Image:
+    """Copy a picture in a size for the screen, RGB."""
     side = max(picture.size)
     scale = min(max(side, SMALLEST), LARGEST) / side
-    copy = picture.convert("RGB").resize([max(1, round(edge * scale)) for edge in picture.size])
-    return copy, ImageDraw.Draw(copy), ImageFont.load_default(size=28)
+    return picture.convert("RGB").resize([max(1, round(edge * scale)) for edge in picture.size])
 
 
 def _write_badge(draw: ImageDraw.ImageDraw, corner: Sequence[float], text: str, colour: str, font: Any) -> None:
