@@ -1,4 +1,4 @@
-"""Shared by the tests of clients: the client or a skip that says why, and a CPU in place of the GPU that clients assume."""
+"""Shared by the tests of clients: the client or a skip that says why, and a CPU where clients assume a GPU."""
 
 import importlib
 import importlib.metadata
