@@ -25,6 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import can_return_tuple, logging
 
+from .cache_internvl import GrowingCacheMixin
 from .chat_internvl import ChatMixin, GenerationOptions
 from .configuration_internvl_chat import InternVLChatConfig
 from .image_features_internvl import EncodedImages
@@ -73,7 +74,7 @@ def pixel_shuffle(features: torch.Tensor, factor: int, transposed: bool = False)
     return features.transpose(1, 2).contiguous() if transposed else features
 
 
-class InternVLChatModel(ChatMixin, PreTrainedModel, GenerationMixin):
+class InternVLChatModel(ChatMixin, PreTrainedModel, GrowingCacheMixin, GenerationMixin):
     """The whole model: pictures and text in, text out.
 
     The attribute names are the checkpoint's (`vision_model`, `mlp1`, `language_model`).

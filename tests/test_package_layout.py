@@ -28,6 +28,7 @@ LAYERS = {
     "image_loading_internvl": 0,
     "image_features_internvl": 0,
     "loss_internvl": 0,
+    "cache_internvl": 0,
     "configuration_internvl_chat": 1,
     "modeling_intern_vit": 1,
     "modeling_internlm2": 1,
