@@ -232,7 +232,11 @@ class InternLM2MLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Apply the block; the shape stays."""
-        return self.w2(self.act_fn(self.w1(hidden_states)) * self.w3(hidden_states))
+        gate, states = self.act_fn(self.w1(hidden_states)), self.w3(hidden_states)
+        # These are the largest tensors of a long prompt: without autograd, their product takes the place of one.
+        states = states * gate if torch.is_grad_enabled() else states.mul_(gate)
+        del gate
+        return self.w2(states)
 
 
 class InternLM2DecoderLayer(GradientCheckpointingLayer):
