@@ -88,6 +88,13 @@ def test_feed_forward_gates_with_w1():
     assert_close(mlp(states), (gate * gate.sigmoid() * (states @ w3.T)) @ w2.T)
 
 
+def test_feed_forward_is_the_same_with_and_without_autograd():
+    block, states = InternLM2MLP(tiny_config()), torch.randn(2, 3, 24)
+    with torch.no_grad():
+        without = block(states)
+    assert torch.equal(block(states), without)
+
+
 def test_rotate_half():
     assert rotate_half(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [-3.0, -4.0, 1.0, 2.0]
 
