@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 
+from .cache_internvl import GrowingCacheMixin, let_grow
 from .configuration_internlm2 import InternLM2Config
 from .loss_internvl import next_token_loss
 
@@ -133,6 +134,44 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2), weights
 
 
+def single_token_sdpa_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend from one new token with PyTorch's fused attention, which gets the queries of a group as a sequence.
+
+    Each key and value is then read once, in one product with all queries of its group, and none is repeated.
+
+    Args:
+        module: The attention module, unused.
+        query: `(batch, heads, 1, head_dim)`.
+        key: See `eager_attention_forward`.
+        value: See `eager_attention_forward`.
+        attention_mask: See `eager_attention_forward`; it may also be boolean, or have all heads in place of 1.
+        scaling: See `eager_attention_forward`.
+        dropout: See `eager_attention_forward`.
+        **kwargs: See `eager_attention_forward`.
+
+    Returns:
+        The output `(batch, 1, heads, head_dim)`; there are no weights.
+    """
+    batch, heads, _, head_dim = query.shape
+    kv_heads = key.shape[1]
+    query = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)
+    if attention_mask is not None and attention_mask.shape[1] > 1:
+        attention_mask = attention_mask.reshape(-1, kv_heads, heads // kv_heads, key.shape[2])
+    output = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+    )  # (batch, kv_heads, group, head_dim)
+    return output.reshape(batch, 1, heads, head_dim), None
+
+
 class InternLM2Attention(nn.Module):
     """Grouped-query attention over one fused projection.
 
@@ -172,7 +211,10 @@ class InternLM2Attention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx, {"cache_position": cache_position})
 
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get(self.config._attn_implementation, eager_attention_forward)
+        backend = self.config._attn_implementation
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get(backend, eager_attention_forward)
+        if backend == "sdpa" and seq == 1:
+            attend = single_token_sdpa_forward
         output, weights = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
         output = output.reshape(batch, seq, -1)  # (batch, seq, heads, head_dim) -> (batch, seq, hidden)
         return self.wo(output), weights
@@ -190,7 +232,11 @@ class InternLM2MLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Apply the block; the shape stays."""
-        return self.w2(self.act_fn(self.w1(hidden_states)) * self.w3(hidden_states))
+        gate, states = self.act_fn(self.w1(hidden_states)), self.w3(hidden_states)
+        # These are the largest tensors of a long prompt: without autograd, their product takes the place of one.
+        states = states * gate if torch.is_grad_enabled() else states.mul_(gate)
+        del gate
+        return self.w2(states)
 
 
 class InternLM2DecoderLayer(GradientCheckpointingLayer):
@@ -342,7 +388,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
         use_cache = self.config.use_cache if use_cache is None else use_cache
         checkpointing = self.training and self.gradient_checkpointing
         if past_key_values is None and use_cache and not checkpointing:
-            return DynamicCache(config=self.config)
+            return let_grow(DynamicCache(config=self.config))
         return past_key_values
 
     def _causal_mask(
@@ -365,7 +411,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
         return create_causal_mask(**{name: arguments[name] for name in arguments.keys() & CAUSAL_MASK_ARGUMENTS})
 
 
-class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
+class InternLM2ForCausalLM(InternLM2PreTrainedModel, GrowingCacheMixin, GenerationMixin):
     """InternLM2 with its output head."""
 
     # Each process has some rows of the head, and all logits; releases of Transformers name that differently.

@@ -26,6 +26,7 @@ from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import can_return_tuple, logging
 
 from .backbone_internvl import InternVLBackbone
+from .cache_internvl import GrowingCacheMixin
 from .chat_internvl import ChatMixin, GenerationOptions
 from .configuration_internvl_chat import InternVLChatConfig
 from .image_features_internvl import EncodedImages
@@ -75,7 +76,7 @@ def pixel_shuffle(features: torch.Tensor, factor: int, transposed: bool = False)
     return features.transpose(1, 2).contiguous() if transposed else features
 
 
-class InternVLChatModel(ChatMixin, ScoringMixin, PreTrainedModel, GenerationMixin):
+class InternVLChatModel(ChatMixin, ScoringMixin, PreTrainedModel, GrowingCacheMixin, GenerationMixin):
     """The whole model: pictures and text in, text out.
 
     The attribute names are the checkpoint's (`vision_model`, `mlp1`, `language_model`).

@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from .cache_internvl import let_grow
 from .chat_internvl import GenerationOptions, checked_turns, place_in_front, stream_answer
 from .image_features_internvl import EncodedImages
 from .prompt_internvl import IMAGE_CONTEXT_TOKEN, IMAGE_PLACEHOLDER, History, encode_prompt, prompt_format
@@ -255,7 +256,7 @@ class ChatSession:
         pairs = zip(self._cached, tokens[:-1], strict=False)
         kept = next((i for i, (old, new) in enumerate(pairs) if old != new), min(len(self._cached), len(tokens) - 1))
         if kept == 0:
-            self._cache = DynamicCache()
+            self._cache = let_grow(DynamicCache())
         elif kept < len(self._cached):
             self._cache.crop(kept - len(self._cached))
         self._cached = self._cached[:kept]

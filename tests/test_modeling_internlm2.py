@@ -13,7 +13,9 @@ from internvl_chat.modeling_internlm2 import (
     InternLM2RMSNorm,
     InternLM2RotaryEmbedding,
     apply_rotary_pos_emb,
+    eager_attention_forward,
     rotate_half,
+    single_token_sdpa_forward,
 )
 from torch.testing import assert_close
 from transformers import DynamicCache, StaticCache
@@ -84,6 +86,13 @@ def test_feed_forward_gates_with_w1():
     w1, w2, w3 = mlp.w1.weight, mlp.w2.weight, mlp.w3.weight
     gate = states @ w1.T
     assert_close(mlp(states), (gate * gate.sigmoid() * (states @ w3.T)) @ w2.T)
+
+
+def test_feed_forward_is_the_same_with_and_without_autograd():
+    block, states = InternLM2MLP(tiny_config()), torch.randn(2, 3, 24)
+    with torch.no_grad():
+        without = block(states)
+    assert torch.equal(block(states), without)
 
 
 def test_rotate_half():
@@ -273,6 +282,26 @@ def test_backends_are_eager(backend):
         logits, padded = model(ids).logits, model(ids, attention_mask=mask).logits
     assert_close(logits, eager(ids).logits, **CLOSE)
     assert_close(padded[mask.bool()], eager(ids, attention_mask=mask).logits[mask.bool()], **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mask_shape", [None, (2, 1, 1, 9), (1, 1, 1, 9), (2, 6, 1, 9)])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_a_single_token_attends_as_eager(mask_shape, dtype):
+    """Batch, heads, groups and head size all differ: no two can be swapped unnoticed."""
+    torch.manual_seed(0)
+    attention = InternLM2Attention(tiny_config(), layer_idx=0)
+    query, key, value = torch.randn(2, 6, 1, 4), torch.randn(2, 2, 9, 4), torch.randn(2, 2, 9, 4)
+    seen = added = None
+    if mask_shape is not None:
+        seen = torch.rand(mask_shape) < 0.7
+        seen[..., 0] = True
+        added = torch.zeros(mask_shape).masked_fill(~seen, -torch.inf)
+    expected, _ = eager_attention_forward(attention, query, key, value, added, scaling=0.3)
+    mask = seen if dtype == torch.bool else added
+    found, weights = single_token_sdpa_forward(attention, query, key, value, mask, scaling=0.3)
+    assert_close(found, expected)
+    assert weights is None
 
 
 @torch.no_grad()

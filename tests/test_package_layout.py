@@ -30,6 +30,7 @@ LAYERS = {
     "grounding_internvl": 0,
     "loss_internvl": 0,
     "backbone_internvl": 0,
+    "cache_internvl": 0,
     "configuration_internvl_chat": 1,
     "modeling_intern_vit": 1,
     "modeling_internlm2": 1,

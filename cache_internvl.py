@@ -1,0 +1,101 @@
+"""The cache of keys and values with room to grow: a decoding step writes its token and copies nothing else."""
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+# Tokens that fit into a layer before it is copied again: 1/256 of a copy each, and 25 MB for the 2B in 16 bits.
+SPARE_TOKENS = 256
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values of one layer, the beginnings of two larger tensors.
+
+    Transformers' own layer is copied whole by every token. Everything else is Transformers': an operation that
+    replaces `keys` and `values`, such as reordering beams, is noticed by the next update, which makes new room.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rooms: tuple[torch.Tensor, ...] = ()  # of keys and of values, (batch, kv_heads, capacity, head_dim)
+        self._written: tuple[torch.Tensor, ...] = ()  # the beginnings of the rooms that hold tokens
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append new tokens.
+
+        Args:
+            key_states: `(batch, kv_heads, seq, head_dim)`; values alike.
+            value_states: See `key_states`.
+            *args: What Transformers passes to some kinds of layers, unused.
+            **kwargs: See `*args`.
+
+        Returns:
+            All keys and values, `(batch, kv_heads, kv_seq, head_dim)`, with strides that step over the spare room.
+        """
+        length = self.get_seq_length()
+        if length == 0 or torch.is_grad_enabled():  # autograd may need what it saw; nothing is written over it
+            self._rooms = self._written = ()
+            return super().update(key_states, value_states, *args, **kwargs)
+        total = length + key_states.shape[-2]
+        if not self._is_in_rooms() or self._rooms[0].shape[-2] < total:
+            self._rooms = tuple(_enlarged(states, total + SPARE_TOKENS) for states in (self.keys, self.values))
+        for room, states in zip(self._rooms, (key_states, value_states), strict=True):
+            room[:, :, length:total] = states
+        self._written = tuple(room[:, :, :total] for room in self._rooms)
+        self.keys, self.values = self._written
+        return self._written
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Remove the last tokens, as Transformers' `DynamicLayer.crop` does; their room is used again."""
+        in_rooms = self._is_in_rooms()
+        super().crop(*args, **kwargs)
+        if in_rooms:
+            self._written = (self.keys, self.values)
+
+    def _is_in_rooms(self) -> bool:
+        """Say whether keys and values are what the last update left, and not what others put in their place."""
+        return bool(self._rooms) and self.keys is self._written[0] and self.values is self._written[1]
+
+
+def let_grow(cache: DynamicCache) -> DynamicCache:
+    """Give an empty cache's ordinary layers room to grow; windows and other kinds stay what they are.
+
+    Args:
+        cache: The cache, changed in place.
+
+    Returns:
+        The cache.
+    """
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    if cache.layer_class_to_replicate is DynamicLayer:
+        cache.layer_class_to_replicate = GrowingLayer
+    return cache
+
+
+class GrowingCacheMixin:
+    """Lets the cache grow that `generate` makes by default; a caller's own and other implementations are respected."""
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        given = model_kwargs.get("past_key_values")
+        result = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        # An offloaded cache travels whole at every step, and would leave its room behind.
+        if given is None and type(cache) is DynamicCache and not cache.offloading:
+            let_grow(cache)
+        return result
+
+
+def _enlarged(states: torch.Tensor, capacity: int) -> torch.Tensor:
+    """Copy `(batch, kv_heads, length, head_dim)` to the beginning of a tensor with `capacity` in place of `length`."""
+    batch, kv_heads, length, head_dim = states.shape
+    with torch.inference_mode(False):  # what inference mode makes cannot be written outside it
+        room = states.new_empty(batch, kv_heads, capacity, head_dim)
+    room[:, :, :length] = states
+    return room
