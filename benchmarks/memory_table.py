@@ -33,6 +33,7 @@ from transformers.integrations.accelerate import get_balanced_memory, infer_auto
 ROOT = Path(__file__).resolve().parent.parent
 GIB, MIB = 1 << 30, 1 << 20
 RESERVE = GIB
+HEADROOM = 3 * GIB  # of each of several GPUs, which max_memory leaves to pictures and text
 SLIM_LAYERS = 2
 TEXT_TOKENS = 512  # of questions and answers, beside the pictures
 MAX_TILES = 41  # 40 and a thumbnail
@@ -359,7 +360,7 @@ def _cell(layout: Layout, capacity: int, on_cpu: tuple[str, ...]) -> str:
 
 
 def many_gpus_table(machines: list[str]) -> str:
-    """Lay out, as Markdown, how full the GPUs of machines such as "2x24" get, placed by `device_map="auto"`."""
+    """Lay out, as Markdown, how full the GPUs of machines such as "2x24" get under `device_map="auto"`."""
     lines = [
         "| GPUs | precision | weights on each, GiB | fullest with 13 tiles | fullest with 41 tiles |",
         "|---" * 5 + "|",
@@ -368,10 +369,10 @@ def many_gpus_table(machines: list[str]) -> str:
         layout = Layout("26B", precision)
         for machine in machines:
             num_gpus, size = map(int, machine.split("x"))
-            device_map = layout.place(num_gpus, size * GIB)
+            device_map = layout.place(num_gpus, size * GIB - HEADROOM)
             weights = layout.loads(device_map, Need(0, 0, 0, 0))
             if "disk" in weights:
-                held = f"{weights['disk'] / GIB:.1f} fit on none"
+                held = f"{layout.weights() / GIB:.1f} do not fit"
                 cells = [held, "–", "–"]
             else:
                 peaks = [max(layout.loads(device_map, layout.need(tiles)).values()) for tiles in (13, MAX_TILES)]
