@@ -537,6 +537,11 @@ def _sparing(quantization_config: Any) -> Any:
     if isinstance(quantization_config, dict):
         quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
     quantization_config = copy.deepcopy(quantization_config)
+    if not any(hasattr(quantization_config, name) for name in UNQUANTIZED_FIELDS):
+        logger.warning(
+            f"{type(quantization_config).__name__} has none of {UNQUANTIZED_FIELDS}, so the vision encoder may be "
+            "quantized too, which 4 bits make nonsense of. Prefer BitsAndBytesConfig or TorchAoConfig."
+        )
     for name in UNQUANTIZED_FIELDS:
         if getattr(quantization_config, name, ()) is None:
             setattr(quantization_config, name, list(UNQUANTIZED))

@@ -1,6 +1,9 @@
 """8 and 4 bits: what stays in 16 bits, and that a quantized model is its own dequantized weights, saved or not."""
 
+import itertools
 import json
+import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,6 +73,14 @@ def test_what_transformers_is_told(asked):
 def test_a_list_of_the_callers_is_taken_at_its_word(asked, own):
     InternVLChatModel.from_pretrained("x", quantization_config=BitsAndBytesConfig(**INT8, llm_int8_skip_modules=own))
     assert asked[0].llm_int8_skip_modules == own
+
+
+def test_a_config_that_cannot_spare_anything_is_reported(asked, caplog):
+    caplog.set_level(logging.WARNING)
+    config = SimpleNamespace(skip_modules=["lm_head"])  # as HQQ's
+    InternVLChatModel.from_pretrained("x", quantization_config=config)
+    assert vars(asked[0]) == vars(config)
+    assert "vision encoder" in caplog.text
 
 
 def test_no_quantization(asked):
@@ -146,6 +157,26 @@ def test_the_embedded_checkpoint_still_answers(tiny_folder, options):
         assert "red" in session.chat("What colour is the circle?")
 
 
+@pytest.mark.usefixtures("bitsandbytes")
+def test_the_vision_encoder_may_wait_in_memory(tiny_folder):
+    """The way to a smaller GPU: what is not quantized anyway visits it. Here a `torch.device` plays the GPU."""
+    from transformers import AutoModel, AutoProcessor  # noqa: PLC0415
+
+    gpu = torch.device("cpu")
+    model = AutoModel.from_pretrained(
+        tiny_folder,
+        trust_remote_code=True,
+        quantization_config=BitsAndBytesConfig(**NF4, llm_int8_enable_fp32_cpu_offload=True),
+        device_map={"vision_model": "cpu", "mlp1": gpu, "language_model": gpu},
+    )
+    assert {parameter.device.type for parameter in model.vision_model.parameters()} == {"meta"}, "waits elsewhere"
+    assert type(model.language_model.model.layers[0].attention.wqkv).__name__ == "Linear4bit"
+    tokenizer = AutoProcessor.from_pretrained(tiny_folder, trust_remote_code=True)
+    tiles = tokenizer.image_processor("examples/shapes.png")["pixel_values"]
+    options = {"max_new_tokens": 16, "do_sample": False}
+    assert "red" in model.chat(tokenizer.tokenizer, tiles, "What colour is the circle?", options)
+
+
 @torch.no_grad()
 def test_torchao(folder, inputs, tmp_path):
     quantization = pytest.importorskip("torchao.quantization")
@@ -153,10 +184,48 @@ def test_torchao(folder, inputs, tmp_path):
 
     config = TorchAoConfig(quantization.Int8WeightOnlyConfig())
     model = InternVLChatModel.from_pretrained(folder, quantization_config=config, dtype=torch.bfloat16)
+    assert config.modules_to_not_convert is None, "the caller's config stays as it is"
     kinds = {name: type(module.weight) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     for name, kind in kinds.items():
         spared = name.startswith(("vision_model.", "mlp1.")) or name == "language_model.output"
         assert (kind is nn.Parameter) == spared, name
     model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text("utf-8"))["quantization_config"]
+    assert saved["modules_to_not_convert"] == list(UNQUANTIZED)
     loaded = InternVLChatModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+# Tasks that the embedded checkpoint has learned, and how many points of accuracy quantization may cost it.
+EASY = ("colour", "shape", "count", "digit", "text_colour")
+POINTS = {"int8": 1, "nf4": 3}
+
+
+@pytest.fixture(scope="module")
+def scores():
+    """Ask the checkpoint, as it is and quantized, the same held-out questions; return points out of a hundred."""
+    pytest.importorskip("bitsandbytes")
+    from training import data, evaluate  # noqa: PLC0415
+
+    asked = []
+
+    def score(quantization):
+        checkpoint = evaluate.Checkpoint(evaluate.TINY, "bfloat16", quantization)
+        if not asked:
+            drawn = evaluate.draw_questions(data.load_config(), 50, 7, checkpoint.num_tiles)
+            one_tile = itertools.takewhile(lambda question: question.group == "one tile", drawn)
+            asked.extend(question for question in one_tile if question.turn.task in EASY)
+        results, _ = evaluate.evaluate(checkpoint, asked, 64)
+        return 100 * sum(result.score for result in results) / len(asked), len(asked)
+
+    return {quantization: score(quantization) for quantization in (None, *POINTS)}
+
+
+@pytest.mark.slow
+@pytest.mark.newest
+@pytest.mark.parametrize("quantization", POINTS)
+def test_accuracy(scores, quantization):
+    (full, asked), (quantized, _) = scores[None], scores[quantization]
+    assert asked == 50 * 2 * len(EASY)  # in two languages; a point is five answers
+    assert full > 80, "learned, or there is nothing to lose"
+    assert quantized >= full - POINTS[quantization]
