@@ -8,10 +8,12 @@ Shapes: num_tiles is the number of tiles of one picture with its thumbnail, tota
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import Unpack
@@ -167,7 +169,6 @@ class InternVLImageProcessor(BaseImageProcessor):
         plans = [settings.plan(*picture_size(picture, settings.apply_exif_orientation)) for picture in pictures]
         num_patches = np.array([plan.num_tiles for plan in plans], dtype=np.int64)
 
-        table = _lookup_table(settings.image_mean, settings.image_std)
         side = settings.tile_size
         pixel_values = np.empty((num_patches.sum(), 3, side, side), dtype=np.float32)
         ends = num_patches.cumsum()
@@ -181,7 +182,8 @@ class InternVLImageProcessor(BaseImageProcessor):
             )
             if settings.pad2square:
                 rgb = _pad_to_square(rgb, settings.image_mean)
-            _write_tiles(rgb, plan, table, out=pixel_values[end - plan.num_tiles : end])
+            tiles = pixel_values[end - plan.num_tiles : end]
+            _write_tiles(rgb, plan, settings.image_mean, settings.image_std, out=tiles)
         return BatchFeature({"pixel_values": pixel_values, "num_patches": num_patches}, tensor_type=return_tensors)
 
     def plan(self, image: Any, **kwargs: Unpack[InternVLImagesKwargs]) -> TilePlan:
@@ -269,17 +271,6 @@ def _side(size: int | dict[str, int]) -> int:
     return sides.pop()
 
 
-def _lookup_table(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """Tabulate the normalised value of each channel (3) and 8-bit sample (256): shape (3, 256), float32.
-
-    A sample has only 256 values, so a table replaces three passes over all pixels. The order of the operations, each
-    rounded to float32, is that of torchvision's `ToTensor` and `Normalize`.
-    """
-    samples = np.arange(256, dtype=np.float32) / np.float32(255)
-    mean, std = np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32)
-    return (samples - mean[:, None]) / std[:, None]  # (3, 256)
-
-
 def _pad_to_square(picture: Image.Image, mean: tuple[float, ...]) -> Image.Image:
     """Put an RGB picture in the middle of a square of the mean colour; rounded down where it cannot be the middle."""
     width, height = picture.size
@@ -289,17 +280,34 @@ def _pad_to_square(picture: Image.Image, mean: tuple[float, ...]) -> Image.Image
     return square
 
 
-def _write_tiles(picture: Image.Image, plan: TilePlan, table: np.ndarray, out: np.ndarray) -> None:
-    """Resize an RGB picture, cut it by the plan and write the normalised tiles to `out` (num_tiles, 3, side, side)."""
-    canvas = np.asarray(picture.resize(plan.canvas_size, Image.Resampling.BICUBIC))  # (height, width, 3)
-    tiles = [canvas[top:bottom, left:right] for left, top, right, bottom in plan.boxes]
-    if plan.has_thumbnail:
-        # Made from the picture, not from the canvas, which has other proportions.
-        tiles.append(np.asarray(picture.resize((plan.tile_size, plan.tile_size), Image.Resampling.BICUBIC)))
-    for tile, target in zip(tiles, out, strict=True):
-        for channel in range(3):
-            # Samples cannot exceed the table; "clip" only spares NumPy a buffer in which it would check them.
-            np.take(table[channel], tile[..., channel], out=target[channel], mode="clip")
+def _write_tiles(
+    picture: Image.Image, plan: TilePlan, mean: tuple[float, ...], std: tuple[float, ...], out: np.ndarray
+) -> None:
+    """Resize an RGB picture, cut it by the plan and write the normalised tiles to `out` (num_tiles, 3, side, side).
+
+    Work is shared by as many threads as PyTorch uses: one in the workers of a DataLoader. Each resize stays in one
+    piece: which of its two passes PIL makes first, and so how it rounds, depends on sizes and release.
+    """
+    # The thumbnail is made from the picture, not from the canvas, which has other proportions.
+    sizes = [plan.canvas_size] + [(plan.tile_size, plan.tile_size)] * plan.has_thumbnail
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        canvas, *thumbnail = pool.map(lambda size: picture.resize(size, Image.Resampling.BICUBIC), sizes)
+        tiles = [*map(canvas.crop, plan.boxes), *thumbnail]
+        del canvas, thumbnail  # so that, while `out` fills, each tile is freed once it is written
+        written = [pool.submit(_normalise, tiles.pop(0), mean, std, out=values) for values in out]
+    for tile in written:
+        tile.result()
+
+
+def _normalise(tile: Image.Image, mean: tuple[float, ...], std: tuple[float, ...], out: np.ndarray) -> None:
+    """Write an RGB tile to `out` (3, height, width), float32, normalised.
+
+    The order of the operations, each rounded to float32, is that of torchvision's `ToTensor` and `Normalize`.
+    """
+    for samples, channel_mean, channel_std, values in zip(tile.split(), mean, std, out, strict=True):
+        np.divide(np.asarray(samples), np.float32(255), out=values, dtype=np.float32)
+        np.subtract(values, np.float32(channel_mean), out=values)
+        np.divide(values, np.float32(channel_std), out=values)
 
 
 __all__ = ["InternVLImageProcessor"]
