@@ -6,8 +6,10 @@ JOBS ?= 2
 IMAGE ?=
 QUESTION ?=
 MODEL ?= tiny
+LAYOUT ?= 2b
+BENCHMARKS := preprocessing vision generation memory second_turn loading growth
 
-.PHONY: chat test test-slow lint format window clean
+.PHONY: chat test test-slow lint format window clean bench
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +35,12 @@ format: $(VENV)/ready  ## Mend style
 
 window:  ## The tests on the oldest, an early, a middle and the newest supported Transformers, each without torchvision
 	$(PYTHON) tests/window.py --jobs $(JOBS)
+
+bench: $(VENV)/ready $(addprefix bench-,$(BENCHMARKS))  ## All benchmarks: make bench LAYOUT=2b; one: make bench-vision
+	$(RUN) -m benchmarks.report
+
+bench-%: $(VENV)/ready
+	$(RUN) -m benchmarks.$* --layout $(LAYOUT)
 
 clean:
 	rm -rf $(VENV) .venvs
