@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -98,7 +99,8 @@ class StepClock:
 class PeakMemory:
     """Context manager: how far memory rises above what it was at the start, in `bytes`.
 
-    On the CPU the resident memory of the process is read every few milliseconds; on a GPU PyTorch counts exactly.
+    On the CPU the resident memory of the process is read every few milliseconds, and the kernel's own record counts if
+    it was broken meanwhile; on a GPU PyTorch counts exactly.
     """
 
     def __init__(self, device: str) -> None:
@@ -111,7 +113,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self._start = torch.cuda.memory_allocated()
         else:
-            self._start = resident()
+            self._start, self._record = resident(), record_resident()
             self._thread = threading.Thread(target=self._watch)
             self._thread.start()
         return self
@@ -123,6 +125,8 @@ class PeakMemory:
         else:
             self._done.set()
             self._thread.join()
+            if record_resident() > self._record:
+                self.bytes = max(self.bytes, record_resident() - self._start)
 
     def _watch(self) -> None:
         while True:
@@ -134,6 +138,11 @@ class PeakMemory:
 def resident() -> int:
     """Return the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def record_resident() -> int:
+    """Return the most resident memory that this process ever had, in bytes (Linux counts it in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def in_child(module: str, options: argparse.Namespace, **values: Any) -> dict[str, Any]:
