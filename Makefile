@@ -9,8 +9,10 @@ IMAGE ?=
 QUESTION ?=
 MODEL ?= tiny
 OPTIONS ?=
+LAYOUT ?= 2b
+BENCHMARKS := preprocessing vision generation memory second_turn loading growth
 
-.PHONY: chat demo pictures test test-slow lint format window clean
+.PHONY: chat demo pictures test test-slow lint format window clean bench
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +51,12 @@ format: $(VENV)/ready  ## Mend style
 
 window:  ## The tests on the oldest, an early, a middle and the newest supported Transformers, each without torchvision
 	$(PYTHON) tests/window.py --jobs $(JOBS)
+
+bench: $(VENV)/ready $(addprefix bench-,$(BENCHMARKS))  ## All benchmarks: make bench LAYOUT=2b; one: make bench-vision
+	$(RUN) -m benchmarks.report
+
+bench-%: $(VENV)/ready
+	$(RUN) -m benchmarks.$* --layout $(LAYOUT)
 
 clean:
 	rm -rf $(VENV) .venvs

@@ -9,6 +9,7 @@ Shapes: num_tiles is the number of tiles of one picture with its thumbnail, tota
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict
 
@@ -189,12 +190,8 @@ class InternVLImageProcessor(BaseImageProcessor):
         plans = _plan_prompts(settings, sizes, limits, [len(group) for group in groups])
         num_patches = np.array([plan.num_tiles for plan in plans], dtype=np.int64)
 
-        dtype = _torch_dtype(dtype)
-        table = _lookup_table(settings.image_mean, settings.image_std)
-        if dtype != torch.float32:
-            table = _bits(table, dtype)
         side = settings.tile_size
-        pixel_values = np.empty((num_patches.sum(), 3, side, side), dtype=table.dtype)
+        pixel_values = torch.empty(int(num_patches.sum()), 3, side, side, dtype=_torch_dtype(dtype))
         ends = num_patches.cumsum()
         for picture, name, plan, end in zip(pictures, names, plans, ends, strict=True):
             rgb = to_rgb(
@@ -206,13 +203,11 @@ class InternVLImageProcessor(BaseImageProcessor):
             )
             if settings.pad2square:
                 rgb = _pad_to_square(rgb, settings.image_mean)
-            _write_tiles(rgb, plan, table, out=pixel_values[end - plan.num_tiles : end])
-        data = {"pixel_values": pixel_values, "num_patches": num_patches}
-        if dtype != torch.float32:
-            data["pixel_values"] = torch.from_numpy(pixel_values).view(dtype)
-            if return_tensors != "pt":
-                data["pixel_values"] = data["pixel_values"].numpy()  # NumPy has float16 and float64, but no bfloat16
-        return BatchFeature(data, tensor_type=return_tensors)
+            tiles = pixel_values[end - plan.num_tiles : end]
+            _write_tiles(rgb, plan, settings.image_mean, settings.image_std, out=tiles)
+        # NumPy has no bfloat16, and says so.
+        values = pixel_values if return_tensors == "pt" else pixel_values.numpy()
+        return BatchFeature({"pixel_values": values, "num_patches": num_patches}, tensor_type=return_tensors)
 
     def plan(self, image: Any, **kwargs: Unpack[InternVLImagesKwargs]) -> TilePlan:
         """Plan the tiles of an image without decoding it.
@@ -370,12 +365,6 @@ def _torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     return found
 
 
-def _bits(table: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    """Cast a lookup table to a type that NumPy may lack, and return its bits as integers of the same width."""
-    integers = {1: torch.uint8, 2: torch.int16, 8: torch.int64}
-    return torch.from_numpy(table).to(dtype).view(integers[dtype.itemsize]).numpy()
-
-
 def _settings(current: dict[str, Any], changes: dict[str, Any]) -> ImageSettings:
     """Apply changes, under any of their names, to current settings. None leaves a setting as it is."""
     changes = _own_names(changes)
@@ -406,17 +395,6 @@ def _side(size: int | dict[str, int]) -> int:
     return sides.pop()
 
 
-def _lookup_table(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """Tabulate the normalised value of each channel (3) and 8-bit sample (256): shape (3, 256), float32.
-
-    A sample has only 256 values, so a table replaces three passes over all pixels. The order of the operations, each
-    rounded to float32, is that of torchvision's `ToTensor` and `Normalize`.
-    """
-    samples = np.arange(256, dtype=np.float32) / np.float32(255)
-    mean, std = np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32)
-    return (samples - mean[:, None]) / std[:, None]  # (3, 256)
-
-
 def _pad_to_square(picture: Image.Image, mean: tuple[float, ...]) -> Image.Image:
     """Put an RGB picture in the middle of a square of the mean colour; rounded down where it cannot be the middle."""
     width, height = picture.size
@@ -426,17 +404,38 @@ def _pad_to_square(picture: Image.Image, mean: tuple[float, ...]) -> Image.Image
     return square
 
 
-def _write_tiles(picture: Image.Image, plan: TilePlan, table: np.ndarray, out: np.ndarray) -> None:
-    """Resize an RGB picture, cut it by the plan and write the normalised tiles to `out` (num_tiles, 3, side, side)."""
-    canvas = np.asarray(picture.resize(plan.canvas_size, Image.Resampling.BICUBIC))  # (height, width, 3)
-    tiles = [canvas[top:bottom, left:right] for left, top, right, bottom in plan.boxes]
-    if plan.has_thumbnail:
-        # Made from the picture, not from the canvas, which has other proportions.
-        tiles.append(np.asarray(picture.resize((plan.tile_size, plan.tile_size), Image.Resampling.BICUBIC)))
-    for tile, target in zip(tiles, out, strict=True):
-        for channel in range(3):
-            # Samples cannot exceed the table; "clip" only spares NumPy a buffer in which it would check them.
-            np.take(table[channel], tile[..., channel], out=target[channel], mode="clip")
+def _write_tiles(
+    picture: Image.Image, plan: TilePlan, mean: tuple[float, ...], std: tuple[float, ...], out: torch.Tensor
+) -> None:
+    """Resize an RGB picture, cut it by the plan and write the normalised tiles to `out` (num_tiles, 3, side, side).
+
+    Work is shared by as many threads as PyTorch uses: one in the workers of a DataLoader. Each resize stays in one
+    piece: which of its two passes PIL makes first, and so how it rounds, depends on sizes and release.
+    """
+    # The thumbnail is made from the picture, not from the canvas, which has other proportions.
+    sizes = [plan.canvas_size] + [(plan.tile_size, plan.tile_size)] * plan.has_thumbnail
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        canvas, *thumbnail = pool.map(lambda size: picture.resize(size, Image.Resampling.BICUBIC), sizes)
+        tiles = [*map(canvas.crop, plan.boxes), *thumbnail]
+        del canvas, thumbnail  # so that, while `out` fills, each tile is freed once it is written
+        written = [pool.submit(_normalise, tiles.pop(0), mean, std, out=values) for values in out]
+    for tile in written:
+        tile.result()
+
+
+def _normalise(tile: Image.Image, mean: tuple[float, ...], std: tuple[float, ...], out: torch.Tensor) -> None:
+    """Write an RGB tile to `out` (3, height, width), normalised in float32 whatever the type of `out`.
+
+    The order of the operations, each rounded to float32, is that of torchvision's `ToTensor` and `Normalize`.
+    """
+    normalised = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+    channels = zip(tile.split(), mean, std, normalised.numpy(), strict=True)
+    for samples, channel_mean, channel_std, values in channels:
+        np.divide(np.asarray(samples), np.float32(255), out=values, dtype=np.float32)
+        np.subtract(values, np.float32(channel_mean), out=values)
+        np.divide(values, np.float32(channel_std), out=values)
+    if normalised is not out:
+        out.copy_(normalised)
 
 
 __all__ = ["InternVLImageProcessor"]

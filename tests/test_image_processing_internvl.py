@@ -15,7 +15,7 @@ from internvl_chat.image_processing_internvl import (
     IMAGENET_STD,
     ImageSettings,
     InternVLImageProcessor,
-    _lookup_table,
+    _normalise,
     _write_tiles,
 )
 from internvl_chat.tiling_internvl import TilePlan
@@ -109,10 +109,34 @@ def test_equals_the_official_steps(processor, size, grid):
     assert torch.equal(outputs["pixel_values"], expected[: grid[0] * grid[1]])
 
 
-def test_table_is_the_transform_of_every_sample():
-    samples = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2)
-    expected = normalised(samples)[:, 0].numpy()
-    np.testing.assert_array_equal(_lookup_table(IMAGENET_MEAN, IMAGENET_STD), expected)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("size", "grid"),
+    [
+        ((1, 1), (1, 1)),
+        ((1, 700), (1, 5)),
+        ((700, 1), (5, 1)),
+        ((131, 257), (2, 3)),
+        ((28, 28), (2, 2)),  # nothing to resize
+        ((97, 128), (7, 4)),
+    ],
+)
+def test_threads_change_nothing(size, grid, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    noise = np.random.default_rng(size[0]).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    columns, rows = grid
+    plan = TilePlan(columns, rows, tile_size=14, has_thumbnail=columns * rows > 1)
+    out = torch.full((plan.num_tiles, 3, 14, 14), torch.nan)
+    _write_tiles(picture, plan, IMAGENET_MEAN, IMAGENET_STD, out=out)
+    assert torch.equal(out, official_steps(picture, columns, rows, side=14))
+
+
+def test_every_sample_is_normalised_as_by_the_official_transform():
+    samples = Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2))
+    values = torch.empty(3, 1, 256)
+    _normalise(samples, IMAGENET_MEAN, IMAGENET_STD, out=values)
+    assert torch.equal(values, normalised(samples))
 
 
 def test_known_hashes(processor):
@@ -422,9 +446,9 @@ def test_recorded_tiles_and_pixel_values(goldens, recorded):
         settings.append(({"use_thumbnail": False}, answers["no_thumbnail_12"]))
         for changes, answer in settings:
             plan = processor.plan(picture.size, **changes)
-            samples = np.empty((plan.num_tiles, 3, 448, 448), dtype=np.uint8)
-            _write_tiles(picture, plan, np.arange(256, dtype=np.uint8)[None].repeat(3, axis=0), out=samples)
-            tiles = [sha256(tile.transpose(1, 2, 0)) for tile in samples]
+            samples = torch.empty(plan.num_tiles, 3, 448, 448)
+            _write_tiles(picture, plan, (0, 0, 0), (1, 1, 1), out=samples)
+            tiles = [sha256(np.rint(255 * tile).astype(np.uint8).transpose(1, 2, 0)) for tile in samples.numpy()]
             outputs = processor(picture, return_tensors="np", **changes)
             got = [tiles, [plan.num_tiles], sha256(outputs["pixel_values"])]
             if got != [answer["tile_sha256"], outputs["num_patches"].tolist(), answer["pixel_values_sha256"]]:
@@ -457,7 +481,10 @@ def test_defaults_differ_from_the_official_code_only_where_meant(goldens, record
 
 def test_recorded_tensors(goldens):
     tensors = load_file(goldens / "preprocess" / "preprocess.safetensors")
-    np.testing.assert_array_equal(_lookup_table(IMAGENET_MEAN, IMAGENET_STD), tensors["lut_channel_value"])
+    samples = Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2))
+    values = torch.empty(3, 1, 256)
+    _normalise(samples, IMAGENET_MEAN, IMAGENET_STD, out=values)
+    np.testing.assert_array_equal(values[:, 0].numpy(), tensors["lut_channel_value"])
     processor = InternVLImageProcessor(**OFFICIAL)
     compared = 0
     for key, expected in tensors.items():

@@ -1,0 +1,54 @@
+"""Write RESULTS.md from the JSON files of the other commands.
+
+python -m benchmarks.report
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import RESULTS, table
+
+
+HEADER = """# Results
+
+Written by `python -m benchmarks.report` from the JSON files in `results/`; each command measures its peer in
+the same run. Medians; the spread is from the lowest to the highest measurement. A ratio is to the subject whose
+ratio is 1.000. Weights are random: only shapes are those of the published models.
+"""
+
+
+def section(path: Path, folder: Path) -> str:
+    """Write the section of one file: question, command, machine, versions, table, and the plot if there is one.
+
+    Args:
+        path: A JSON file that `measure.write` wrote.
+        folder: Where RESULTS.md will be; the plot is named from there.
+
+    Returns:
+        Markdown.
+    """
+    result: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    lines = [f"## {result['question']}", "", f"`{result['command']}`", ""]
+    lines += [f"Layout {result['layout']}, {result['dtype']}; {result['machine']}; {versions}.", ""]
+    lines += [table(result["rows"]), ""]
+    picture = path.with_suffix(".png")
+    if picture.is_file():
+        lines += [f"![{result['question']}]({picture.relative_to(folder).as_posix()})", ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Write the report."""
+    line = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    line.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    options = line.parse_args()
+    folder = options.results.parent
+    sections = [section(path, folder) for path in sorted(options.results.glob("*.json"))]
+    (folder / "RESULTS.md").write_text("\n".join([HEADER, *sections]), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Every benchmark command runs on the tiny layout, measures its peer and writes what the report reads."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import growth, measure, report
+
+
+pytestmark = pytest.mark.newest
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ("--layout", "tiny", "--repeats", "1", "--threads", "1", "--device", "cpu")
+
+
+def run(name, folder, *arguments):
+    """Run a command as a user would; return its JSON file."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *SMALL, *arguments, "--output", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (path,) = folder.glob("*.json")
+    return json.loads(path.read_text("utf-8")), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "cases", "subjects"),
+    [
+        ("preprocessing", ("--tiles", "1"), 1, 4),
+        ("vision", ("--tiles", "1", "3"), 2, 2),
+        ("generation", ("--tiles", "2", "--new-tokens", "3"), 2, 2),
+        ("memory", ("--tiles", "2"), 1, 2),
+        ("second_turn", ("--tiles", "2"), 1, 2),
+        ("loading", (), 2, 2),
+    ],
+)
+def test_command(name, arguments, cases, subjects, tmp_path):
+    result, printed = run(name, tmp_path, *arguments)
+    assert f"benchmarks.{name} --layout" in result["command"]
+    rows = result["rows"]
+    assert len({row["case"] for row in rows}) == cases
+    assert len(rows) == cases * subjects
+    assert all("skipped" in row or row["low"] <= row["median"] <= row["high"] for row in rows)
+    references = [row for row in rows if row.get("ratio") == 1]
+    assert len(references) >= cases
+    assert measure.table(rows) in printed
+    if name == "second_turn":
+        assert rows[0]["note"] == "2 of 2 answers equal"
+
+
+def test_growth_is_plotted(tmp_path):
+    arguments = ("--tiles", "1", "2", "--pictures", "1", "2", "--turns", "1", "2", "--dtype", "float32")
+    result, _ = run("growth", tmp_path, *arguments)
+    axes = growth.plot(result["rows"]).axes
+    assert [(a.get_xlabel(), len(a.lines)) for a in axes] == [
+        ("tiles", 2),
+        ("tiles", 2),
+        ("pictures", 1),
+        ("turns", 2),
+    ]
+    assert list(tmp_path.glob("*.png"))
+
+
+def test_rows_and_table():
+    rows = measure.rows("7 tiles", {"peer": [2.0, 4.0, 3.0], "ours": [1.5, 1.0, 6.0]}, "ms", "peer")
+    assert [(row["median"], row["low"], row["high"], row["ratio"]) for row in rows] == [(3, 2, 4, 1), (1.5, 1, 6, 0.5)]
+    text = measure.table([*rows, {"case": "7 tiles", "who": "other", "skipped": "not installed"}])
+    assert text.splitlines()[3:] == [
+        "| 7 tiles | ours | 1.5 ms | 1 to 6 | 0.500 |",
+        "| 7 tiles | other | skipped: not installed | | |",
+    ]
+
+
+def test_calls_take_turns_after_one_that_is_not_kept():
+    order = []
+    seconds = measure.in_turns({name: lambda name=name: order.append(name) for name in "ab"}, repeats=2)
+    assert "".join(order) == "ababab"
+    assert [len(values) for values in seconds.values()] == [2, 2]
+
+
+def test_peak_memory_sees_what_was_freed_again():
+    with measure.PeakMemory("cpu") as peak:
+        held = bytearray(b"1") * (64 * 2**20)
+        time.sleep(0.2)
+        del held
+    assert peak.bytes > 32 * 2**20
+
+
+def test_report_names_question_command_and_versions(tmp_path, monkeypatch):
+    result = {
+        "question": "How long?",
+        "command": "python -m benchmarks.vision",
+        "layout": "tiny",
+        "dtype": "float32",
+        "machine": "a machine",
+        "versions": {"torch": "2.13"},
+        "rows": measure.rows("1 tile", {"ours": [1.0]}, "ms"),
+    }
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "vision.json").write_text(json.dumps(result))
+    (folder / "vision.png").touch()
+    monkeypatch.setattr(sys, "argv", ["report", "--results", str(folder)])
+    report.main()
+    text = (tmp_path / "RESULTS.md").read_text()
+    for part in (
+        "## How long?",
+        "`python -m benchmarks.vision`",
+        "a machine; torch 2.13.",
+        "![How long?](results/vision.png)",
+    ):
+        assert part in text
