@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-
-pytest.importorskip("matplotlib", reason="benchmarks draw with matplotlib")
 from benchmarks import growth, measure, report
 
 
