@@ -34,7 +34,8 @@ class InternLM2Config(PretrainedConfig):
         rope_theta: Base of the rotary frequencies.
         rope_scaling: None, or a dict with `"type"` (or `"rope_type"`) in `linear`, `dynamic` and a `"factor"` of at
             least 1.
-        **kwargs: Anything else a published config.json holds; kept and saved again.
+        **kwargs: Anything else a published config.json holds; kept and saved again. `rope_parameters`, Transformers
+            5's name for both, goes before the two above.
 
     Raises:
         ValueError: If head counts do not divide, or `rope_scaling` is not one of the forms above.
@@ -51,8 +52,8 @@ class InternLM2Config(PretrainedConfig):
         "layers.*.feed_forward.w3": "colwise",
         "layers.*.feed_forward.w2": "rowwise",
     }
-    # Transformers 5 makes `rope_scaling` a property over its own `rope_parameters`. Engines read the published keys,
-    # so this class keeps them as plain fields.
+    # Transformers 5 stores `rope_parameters` and makes `rope_scaling` a view of it. Published files hold
+    # `rope_scaling`, so here it is the other way round: this is the plain field, `rope_parameters` the view.
     rope_scaling = None
 
     def __init__(
@@ -136,3 +137,21 @@ class InternLM2Config(PretrainedConfig):
         if isinstance(factor, bool) or not isinstance(factor, (int, float)) or factor < 1:
             raise ValueError(f"rope_scaling has factor {factor!r}; expected a number of at least 1.")
         return float(factor)
+
+    @property
+    def rope_parameters(self) -> dict[str, Any]:
+        """`rope_theta` and `rope_scaling` in the one dict where Transformers 5 and engines look; never saved.
+
+        Assigning a dict (or None, for no scaling) changes the two. What they say already leaves their spelling alone.
+        """
+        parameters = {"rope_theta": self.rope_theta, "rope_type": self.rope_type}
+        return parameters if self.rope_type == "default" else parameters | {"factor": self.rope_factor}
+
+    @rope_parameters.setter
+    def rope_parameters(self, parameters: dict[str, Any] | None) -> None:
+        if parameters == self.rope_parameters:
+            return
+        scaling = dict(parameters or {})
+        self.rope_theta = scaling.pop("rope_theta", self.rope_theta)
+        self.rope_scaling = scaling or None
+        _ = self.rope_type, self.rope_factor

@@ -50,6 +50,38 @@ def test_no_rope_scaling(tmp_path):
     assert InternLM2Config(rope_scaling={"type": "default"}).rope_type == "default"
 
 
+@pytest.mark.parametrize(
+    ("scaling", "expected"),
+    [
+        (None, {"rope_type": "default"}),
+        ({"type": "linear", "factor": 2}, {"rope_type": "linear", "factor": 2.0}),
+        ({"type": "dynamic", "factor": 3.0}, {"rope_type": "dynamic", "factor": 3.0}),
+        ({"rope_type": "dynamic", "factor": 3.0}, {"rope_type": "dynamic", "factor": 3.0}),
+    ],
+)
+def test_rope_parameters_say_what_the_published_keys_say(scaling, expected):
+    config = InternLM2Config(rope_theta=10_000, rope_scaling=scaling)
+    assert config.rope_parameters == {"rope_theta": 10_000, **expected}
+    config.rope_parameters = config.rope_parameters
+    assert config.rope_scaling == scaling
+    assert "rope_parameters" not in config.to_dict()
+
+
+def test_rope_parameters_can_be_assigned():
+    config = InternLM2Config(rope_scaling={"type": "dynamic", "factor": 3.0})
+    config.rope_parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
+    assert (config.rope_theta, config.rope_type, config.rope_factor) == (500.0, "linear", 2.0)
+    config.rope_parameters = None
+    assert (config.rope_theta, config.rope_scaling) == (500.0, None)
+    with pytest.raises(ValueError, match="type 'yarn'"):
+        config.rope_parameters = {"rope_type": "yarn", "factor": 2.0}
+
+
+def test_a_file_with_rope_parameters_alone():
+    config = InternLM2Config(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 500.0})
+    assert (config.rope_theta, config.rope_type, config.rope_factor) == (500.0, "dynamic", 2.0)
+
+
 def test_no_key_value_heads_means_one_for_each_query_head():
     assert InternLM2Config(num_key_value_heads=None).num_key_value_heads == 48
 

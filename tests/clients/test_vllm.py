@@ -15,7 +15,6 @@ def test_config_reader(config):
     assert config.get_text_config().hidden_size == 192
 
 
-@pytest.mark.xfail(reason="InternLM2Config keeps rope_scaling out of rope_parameters, which vLLM reads", strict=True)
 def test_rope_as_the_language_model_reads_it(config):
     rope = config.text_config.rope_parameters
     assert rope["rope_type"] == "dynamic"
