@@ -27,7 +27,7 @@ from transformers.utils import can_return_tuple, logging
 
 from .backbone_internvl import InternVLBackbone
 from .cache_internvl import GrowingCacheMixin
-from .chat_internvl import ChatMixin, GenerationOptions
+from .chat_internvl import ChatMixin
 from .configuration_internvl_chat import InternVLChatConfig
 from .image_features_internvl import EncodedImages
 from .loss_internvl import next_token_loss
@@ -36,6 +36,7 @@ from .modeling_internlm2 import InternLM2ForCausalLM
 from .prompt_internvl import prompt_format
 from .scoring_internvl import ScoringMixin
 from .session_internvl import ChatSession
+from .streaming_internvl import GenerationOptions
 from .tiling_internvl import tokens_per_tile
 
 
