@@ -3,12 +3,14 @@
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 
 # Tokens that fit into a layer before it is copied again: 1/256 of a copy each, and 25 MB for the 2B in 16 bits.
 SPARE_TOKENS = 256
+# RoPE types under which the length of a text changes the angles of all its tokens, once it is beyond a limit.
+STRETCHING_ROPE_TYPES = ("dynamic", "longrope", "su")
 
 
 class GrowingLayer(DynamicLayer):
@@ -90,6 +92,23 @@ class GrowingCacheMixin:
         if given is None and type(cache) is DynamicCache and not cache.offloading:
             let_grow(cache)
         return result
+
+
+def stretching_limit(config: PretrainedConfig) -> int | None:
+    """Return the longest text for which each token's keys do not depend on its length, so that a cache can be shared.
+
+    Args:
+        config: The language model's configuration.
+
+    Returns:
+        Number of tokens; None if there is no limit.
+    """
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type", rope.get("type")) not in STRETCHING_ROPE_TYPES:
+        return None
+    name = "original_max_position_embeddings"
+    limits = (rope.get(name), getattr(config, name, None), config.max_position_embeddings)
+    return min(limit for limit in limits if limit)
 
 
 def _enlarged(states: torch.Tensor, capacity: int) -> torch.Tensor:

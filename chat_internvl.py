@@ -3,20 +3,12 @@
 The text of a conversation is made in `prompt_internvl.py`; pictures come as tiles and pass through to the model.
 """
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from operator import index
-from queue import Queue
 from typing import Any
 
 import torch
-from transformers import (
-    GenerationConfig,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
@@ -33,105 +25,15 @@ from .prompt_internvl import (
     place_images,
     prompt_format,
 )
+from .streaming_internvl import GenerationOptions, generation_kwargs, stream_answer
 
 
 logger = logging.get_logger(__name__)
 
 # The official default stops after 20 tokens, which no user expects; the model card's examples ask for this many.
 DEFAULT_MAX_NEW_TOKENS = 1024
-GenerationOptions = Mapping[str, Any] | GenerationConfig | None
 # What a GenerationConfig says where nobody said anything, in the releases that say something.
 TRANSFORMERS_MAX_LENGTH = 20
-
-
-class AnswerStream(BaseStreamer):
-    """Hands an answer's text on as soon as it can no longer change.
-
-    The whole answer is decoded at every token, since a tokenizer may still tidy the blanks of the last word; that word
-    is held back until a blank, or a letter of a script without blanks, follows.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: str) -> None:
-        self.tokenizer, self.stop = tokenizer, stop
-        self.pieces: Queue[str | None] = Queue()
-        self.token_ids: list[int] | None = None
-        self.given = 0  # letters handed on
-
-    def put(self, value: torch.Tensor) -> None:
-        """Take the prompt, which is skipped, and then one token at a time."""
-        if self.token_ids is None:
-            self.token_ids = []
-            return
-        self.token_ids += value.flatten().tolist()
-        text = self._text()
-        self._give(text, len(text) if text and _is_ideograph(text[-1]) else text.rfind(" "))
-
-    def end(self) -> None:
-        """Hand on the rest."""
-        text = self._text().rstrip()
-        self._give(text, len(text))
-        self.close()
-
-    def close(self) -> None:
-        """End the iteration; more than once does no harm."""
-        self.pieces.put(None)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.pieces.get, None)
-
-    def _text(self) -> str:
-        return decode_answer(self.tokenizer, self.token_ids or [], self.stop).lstrip()
-
-    def _give(self, text: str, until: int) -> None:
-        if until > self.given:
-            self.pieces.put(text[self.given : until])
-            self.given = until
-
-
-def _is_ideograph(letter: str) -> bool:
-    """Say whether a letter is Chinese, Japanese or Korean, where words have no blanks between them."""
-    return "\u2e80" <= letter <= "\u9fff" or "\uac00" <= letter <= "\ud7af" or "\uff00" <= letter <= "\uffef"
-
-
-class _Cancelled(StoppingCriteria):
-    """Stops generation once nobody listens any more."""
-
-    def __init__(self) -> None:
-        self.cancelled = False
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self.cancelled, device=input_ids.device)
-
-
-def stream_answer(
-    tokenizer: PreTrainedTokenizerBase,
-    stop: str,
-    generation_config: GenerationOptions,
-    ask: Callable[[dict[str, Any], BaseStreamer], Any],
-) -> Iterator[str]:
-    """Yield an answer while it is made by another thread.
-
-    Args:
-        tokenizer: Decodes the answer.
-        stop: The text that ends it.
-        generation_config: What the caller wants of `generate`.
-        ask: Makes the answer with the options and the streamer that it is given.
-
-    Yields:
-        Pieces of text, which together are the answer. Closing the iterator stops the model at its next token.
-    """
-    streamer, listening = AnswerStream(tokenizer, stop), _Cancelled()
-    options = generation_kwargs(generation_config)
-    options["stopping_criteria"] = StoppingCriteriaList([*options.get("stopping_criteria", ()), listening])
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        answer = executor.submit(ask, options, streamer)
-        # Ends the stream also when it fails before there is a token; the error is raised below.
-        answer.add_done_callback(lambda _: streamer.close())
-        try:
-            yield from streamer
-        finally:
-            listening.cancelled = True
-        answer.result()
 
 
 class ChatMixin:
@@ -413,13 +315,6 @@ class ChatMixin:
         is_open = known.max_new_tokens is None and known.max_length in (None, TRANSFORMERS_MAX_LENGTH)
         if is_open and all(options.get(name) is None for name in lengths):
             options["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
-
-
-def generation_kwargs(generation_config: GenerationOptions) -> dict[str, Any]:
-    """Return options as keyword arguments of `generate`; the caller's objects stay as they are."""
-    if isinstance(generation_config, GenerationConfig):
-        return {"generation_config": copy.deepcopy(generation_config)}
-    return dict(generation_config or {})
 
 
 def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:

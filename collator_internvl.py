@@ -11,12 +11,11 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
-from .prompt_internvl import IMAGE_PLACEHOLDER
+from .messages_internvl import read_content
+from .prompt_internvl import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
 
 
 IGNORED_LABEL = -100
-# Under which names a message's image item may hold its image, see Transformers' chat templates.
-IMAGE_KEYS = ("image", "url", "path", "base64")
 
 
 class ConversationCollator:
@@ -40,16 +39,18 @@ class ConversationCollator:
         """Join conversations to a batch, padded on the right.
 
         Args:
-            rows: Each has `messages`, with images in their items or apart, in `images` (or a single `image`), in the
-                order of the places for them: image items without an image, `<image>` in the text of messages that
-                have no image items; where there is neither, all stand before the first question.
+            rows: Each has `messages`, as the processor's `apply_chat_template` takes them, with images in their items
+                or apart, in `images` (or a single `image`), in the order of the places for them: image items without
+                an image, `<image>` in the text of messages that have no image items; where there is neither, all stand
+                before the first question. Videos stand in their items.
 
         Returns:
             `input_ids`, `attention_mask` and `labels` (rows, seq); `pixel_values` (tiles, 3, tile_size, tile_size) and
             `image_flags` (tiles,).
 
         Raises:
-            ValueError: If images and places do not fit, or there is no answer to learn.
+            ValueError: If images and places do not fit, there is no answer to learn, or the pictures of several turns
+                have more tiles than `total_max_tiles`.
         """
         encoded = [self.encode(row) for row in rows]
         padding = {"input_ids": self.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORED_LABEL}
@@ -76,23 +77,20 @@ class ConversationCollator:
         Raises:
             ValueError: See `__call__`.
         """
-        messages, images = _with_images_apart(row)
-        waiting = iter(images)
+        messages, images, clips = _with_visuals_apart(row)
         ids, labels, tiles = [], [], []
         pieces = self._pieces(messages)
-        places = sum(text.count(IMAGE_PLACEHOLDER) for text, _ in pieces) if images else 0
-        if places != len(images):
-            raise ValueError(
-                f"There are {len(images)} images for {places} places before the last answer; give one image item for "
-                f"each, or write {IMAGE_PLACEHOLDER} once for each in a question, where it stands."
-            )
+        _check_places([text for text, _ in pieces], images, clips)
+        images, clips = iter(images), iter(clips)
         for text, is_answer in pieces:
-            shown = list(islice(waiting, text.count(IMAGE_PLACEHOLDER)))
-            encoded = self.processor(text=text, images=shown or None, add_special_tokens=False, **self.settings)
+            shown = list(islice(images, text.count(IMAGE_PLACEHOLDER))) or None
+            played = list(islice(clips, text.count(VIDEO_PLACEHOLDER))) or None
+            encoded = self.processor(text=text, images=shown, videos=played, add_special_tokens=False, **self.settings)
             piece = list(encoded["input_ids"][0])
             ids += piece
             labels += piece if is_answer else [IGNORED_LABEL] * len(piece)
-            tiles += [encoded["pixel_values"]] if shown else []
+            tiles += [encoded["pixel_values"]] if "pixel_values" in encoded else []
+        self._check_total(sum(map(len, tiles)))
         input_ids = torch.tensor(ids)
         row = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": torch.tensor(labels)}
         return row | ({"pixel_values": torch.cat(tiles)} if tiles else {})
@@ -117,34 +115,61 @@ class ConversationCollator:
             raise ValueError(f"No message of {len(messages)} has the role assistant, so there is nothing to learn.")
         return pieces
 
+    def _check_total(self, num_tiles: int) -> None:
+        """Refuse what the budget forbids: it is shared out within a turn, and turns do not know of each other."""
+        total = self.settings.get("total_max_tiles") or self.processor.image_processor.total_max_tiles
+        if total is not None and num_tiles > total:
+            raise ValueError(
+                f"The pictures of a conversation have {num_tiles} tiles, but total_max_tiles is {total}, which was "
+                "shared out in each turn alone: lower max_tiles."
+            )
+
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
         return self.processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt
         )
 
 
-def _with_images_apart(row: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Return messages whose image items are mere places, and the images in their order; the row stays as it is."""
+def _with_visuals_apart(row: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Any], list[Any]]:
+    """Return messages whose image and video items are mere places, the images and the videos in their order.
+
+    The row stays as it is.
+    """
     waiting = iter([row["image"]] if row.get("image") is not None else row.get("images") or ())
-    messages, images = [], []
+    messages, visuals = [], {"image": [], "video": []}
     for message in row["messages"]:
-        content = message["content"]
-        items = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        images += [_image_of(item, waiting) for item in items if item["type"] == "image"]
-        items = [{"type": "image"} if item["type"] == "image" else item for item in items]
+        items = read_content(message["content"])
+        for item in items:
+            if item["type"] in visuals:
+                given_apart = waiting if item["type"] == "image" else iter(())
+                visuals[item["type"]].append(_visual_of(item, given_apart))
+        items = [{"type": item["type"]} if item["type"] in visuals else item for item in items]
         messages.append({**message, "content": items})
+    images, clips = visuals["image"], visuals["video"]
     questions = [message for message in messages if message["role"] == "user"]
     typed = any(IMAGE_PLACEHOLDER in (item.get("text") or "") for message in questions for item in message["content"])
     rest = list(waiting)
     if questions and not images and not typed:
         questions[0]["content"] = [{"type": "image"}] * len(rest) + questions[0]["content"]
-    return messages, images + rest
+    return messages, images + rest, clips
 
 
-def _image_of(item: dict[str, Any], waiting: Iterator[Any]) -> Any:
-    """Return an image item's image: its own, else the next of those that were given apart."""
-    own = [item[key] for key in IMAGE_KEYS if item.get(key) is not None]
-    image = own[0] if own else next(waiting, None)
-    if image is None:
-        raise ValueError("There are more image items than images; give an image for each of them.")
-    return image
+def _visual_of(item: dict[str, Any], waiting: Iterator[Any]) -> Any:
+    """Return what an image or video item shows: its own, else the next of those that were given apart."""
+    kind = item["type"]
+    visual = item.get(kind)
+    visual = next(waiting, None) if visual is None else visual
+    if visual is None:
+        raise ValueError(f"There are more {kind} items than {kind}s; give the {kind} in each of them.")
+    return visual
+
+
+def _check_places(texts: Sequence[str], images: Sequence[Any], clips: Sequence[Any]) -> None:
+    """Make sure that each image and each video has a place; without any, `<image>` and `<video>` are text."""
+    for kind, visuals, placeholder in (("image", images, IMAGE_PLACEHOLDER), ("video", clips, VIDEO_PLACEHOLDER)):
+        places = sum(text.count(placeholder) for text in texts) if visuals else 0
+        if places != len(visuals):
+            raise ValueError(
+                f"There are {len(visuals)} {kind}s for {places} places before the last answer; give one {kind} item "
+                f"for each, or write {placeholder} once for each in a question, where it stands."
+            )

@@ -1,7 +1,7 @@
 """Boxes in answers: `<ref>label</ref><box>[[x1,y1,x2,y2]]</box>` to labels and pixels, back, and onto the picture.
 
 Coordinates in text are thousandths of the whole picture's width and height, whatever its tiles: the model was trained
-on the original picture's proportions. No tensors here, and PIL only to draw.
+on the original picture's proportions. No tensors here, and pictures only to be drawn on.
 """
 
 import re
@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
+
+from .image_loading_internvl import open_picture, to_rgb
 
 
 STEPS = 1000  # coordinates run from 0 to this
@@ -60,11 +62,12 @@ class Grounding:
     problems: list[str]
     image_size: tuple[int, int]
 
-    def draw(self, image: Image.Image, font: Any = None) -> Image.Image:
+    def draw(self, image: Any, font: Any = None) -> Image.Image:
         """Draw the regions on a copy of their picture, one colour for each label.
 
         Args:
-            image: The picture, of the size that the regions refer to once it is upright.
+            image: The picture, in any form that the image processor reads; once upright, it has the size that the
+                regions refer to.
             font: A PIL font for the labels. PIL's own has only Latin letters: without a font, any other label is
                 written as its number among the regions, "#1" the first.
 
@@ -72,9 +75,15 @@ class Grounding:
             An upright RGB picture.
 
         Raises:
-            ValueError: If the picture has another size.
+            ValueError, TypeError, OSError: If the picture has another size or cannot be read.
         """
-        canvas = ImageOps.exif_transpose(image).convert("RGB")
+        canvas = to_rgb(
+            open_picture(image, "image"),
+            "image",
+            apply_exif_orientation=True,
+            composite_alpha=True,
+            rescale_depth=True,
+        ).copy()
         if canvas.size != self.image_size:
             raise ValueError(
                 f"The picture is {canvas.size} pixels (width, height), but the regions are for {self.image_size}: "

@@ -49,7 +49,7 @@ def prepare_conversation(tokenizer: PreTrainedTokenizerBase, conversation: Seque
         raise ValueError("The conversation is empty; expected at least one message with role and content.")
     if not isinstance(conversation[0], dict):
         return [prepare_conversation(tokenizer, one) for one in conversation]
-    contents = [_items(message.get("content")) for message in conversation]
+    contents = [read_content(message.get("content")) for message in conversation]
     kinds = {item["type"] for items in contents for item in items}
     placed = [IMAGE_PLACEHOLDER] if kinds & {"image", "video"} else []
     placed += [VIDEO_PLACEHOLDER] if "video" in kinds else []
@@ -66,8 +66,19 @@ def prepare_conversation(tokenizer: PreTrainedTokenizerBase, conversation: Seque
     ]
 
 
-def _items(content: str | Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
-    """Write plain text as a text item, and wrap images and videos."""
+def read_content(content: str | Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """Read what a message holds, in any of the ways to say it.
+
+    Args:
+        content: Text, a list of items, or None.
+
+    Returns:
+        Text items, and image and video items: their `Visual` under `image` or `video`, or nothing but their type where
+        they are places for what is given apart.
+
+    Raises:
+        ValueError: If an item is no dict with a type.
+    """
     items = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
     for item in items:
         if not isinstance(item, dict) or "type" not in item:

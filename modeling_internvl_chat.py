@@ -27,7 +27,7 @@ from transformers.utils import can_return_tuple, logging
 
 from .backbone_internvl import InternVLBackbone
 from .cache_internvl import GrowingCacheMixin
-from .chat_internvl import ChatMixin, GenerationOptions
+from .chat_internvl import ChatMixin
 from .configuration_internvl_chat import InternVLChatConfig
 from .image_features_internvl import EncodedImages
 from .loss_internvl import next_token_loss
@@ -36,6 +36,7 @@ from .modeling_internlm2 import InternLM2ForCausalLM
 from .prompt_internvl import prompt_format
 from .scoring_internvl import ScoringMixin
 from .session_internvl import ChatSession
+from .streaming_internvl import GenerationOptions
 from .tiling_internvl import tokens_per_tile
 
 
@@ -411,7 +412,8 @@ class InternVLChatModel(ChatMixin, ScoringMixin, PreTrainedModel, GrowingCacheMi
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        if inputs_embeds is None and past_key_values is not None and pixel_values is None and visual_features is None:
+        has_pictures = pixel_values is not None or visual_features is not None
+        if inputs_embeds is None and not has_pictures and _goes_on(input_ids, past_key_values):
             # A step of a generation, which may well say the image token itself: pictures came before.
             inputs_embeds = self.get_input_embeddings()(input_ids)
         elif inputs_embeds is None:
@@ -496,7 +498,9 @@ class InternVLChatModel(ChatMixin, ScoringMixin, PreTrainedModel, GrowingCacheMi
             kwargs[name] = self.embed_inputs(
                 input_ids, pixel_values, image_flags, visual_features, vision_batch_size=vision_batch_size
             )
-        elif input_ids is not None and "inputs_embeds" not in kwargs and "past_key_values" not in kwargs:
+        elif (
+            input_ids is not None and kwargs.get("inputs_embeds") is None and _is_empty(kwargs.get("past_key_values"))
+        ):
             image_token_id = self.config.image_token_id
             _check_places(int((input_ids == image_token_id).sum()), 0, image_token_id)
         return super().generate(input_ids=input_ids, **kwargs)
@@ -557,6 +561,15 @@ def _check_places(num_places: int, num_features: int, image_token_id: int) -> No
             f"{num_features}. Build both with the processor or chat(), pass pixel_values with the text, do not cut a "
             "prompt inside its image tokens, and check config.image_token_id."
         )
+
+
+def _is_empty(cache: Cache | None) -> bool:
+    return cache is None or int(cache.get_seq_length()) == 0
+
+
+def _goes_on(input_ids: torch.LongTensor, cache: Cache | None) -> bool:
+    """Say whether these tokens follow others; a single one does, so that no step of decoding waits for the device."""
+    return cache is not None and (input_ids.shape[1] == 1 or not _is_empty(cache))
 
 
 def _wants_cache(generate_kwargs: dict[str, Any]) -> bool:

@@ -79,7 +79,7 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         # Pipelines say the model's type to every part; a tokenizer that keeps it cannot be saved.
         kwargs = {name: value for name, value in kwargs.items() if name not in ("dtype", "torch_dtype")}
         image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        settings = getattr(type(image_processor), "valid_kwargs", object).__annotations__
+        settings = image_processor.valid_kwargs.__annotations__
         kwargs = {name: value for name, value in kwargs.items() if name not in settings}
         # Pipelines pad by the tokenizer's side, and generation continues at the right.
         kwargs = {"padding_side": "left", **kwargs}

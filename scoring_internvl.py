@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
-from .chat_internvl import GenerationOptions, tiles_of_one_conversation
+from .cache_internvl import let_grow, stretching_limit
+from .chat_internvl import tiles_of_one_conversation
 from .image_features_internvl import EncodedImages
 from .prompt_internvl import CUT, History, encode_prompt, guard_text, prompt_format
+from .streaming_internvl import GenerationOptions
 
 
 @dataclass(frozen=True)
@@ -153,10 +155,11 @@ class ScoringMixin:
     def _continuation_logprobs(self, prompt_embeds: torch.Tensor, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return the log-probability of each token of each continuation of one prompt `(1, seq, hidden)`."""
         longest = prompt_embeds.shape[1] + max(map(len, rows))
-        if longest > self.config.llm_config.max_position_embeddings:
-            # Dynamic RoPE turns the prompt's keys by an angle that depends on the length: nothing can be shared.
+        limit = stretching_limit(self.config.llm_config)
+        if limit is not None and longest > limit:
+            # The prompt's keys are turned by an angle that depends on the length: nothing can be shared.
             return [self._unshared_logprobs(prompt_embeds, row) for row in rows]
-        cache = DynamicCache()
+        cache = let_grow(DynamicCache())  # a choice is written beside the prompt, which is not copied for it
         first = self(inputs_embeds=prompt_embeds, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]
         scores = []
         for row in rows:

@@ -8,17 +8,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from .cache_internvl import let_grow
-from .chat_internvl import GenerationOptions, checked_turns, place_in_front, stream_answer
+from .cache_internvl import let_grow, stretching_limit
+from .chat_internvl import checked_turns, place_in_front
 from .image_features_internvl import EncodedImages
 from .prompt_internvl import IMAGE_CONTEXT_TOKEN, IMAGE_PLACEHOLDER, History, encode_prompt, prompt_format
+from .streaming_internvl import GenerationOptions, stream_answer
 
 
-# RoPE types under which the length of a text changes the angles of all its tokens, once it is beyond a limit.
-STRETCHING_ROPE_TYPES = ("dynamic", "longrope", "su")
 # Options under which `generate` does not extend one row of an ordinary cache, and the value that is harmless.
 CACHELESS_OPTIONS = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True, "cache_implementation": None}
 
@@ -220,7 +219,7 @@ class ChatSession:
     ) -> list[int]:
         """Generate after the prompt `input_ids`, reading as little of it as possible."""
         image_token_id = self.tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT_TOKEN)
-        limit = _stretching_limit(self.model.config.llm_config)
+        limit = stretching_limit(self.model.config.llm_config)
         stretched = limit is not None and len(input_ids) > limit
         if stretched:
             self._forget()  # every length has its own angles
@@ -302,13 +301,3 @@ def _extends_a_cache(options: dict[str, Any], defaults: Any) -> bool:
     given = options.get("generation_config") or defaults
     values = {name: options.get(name, getattr(given, name, None)) for name in CACHELESS_OPTIONS}
     return all(values[name] in (None, harmless) for name, harmless in CACHELESS_OPTIONS.items())
-
-
-def _stretching_limit(config: PretrainedConfig) -> int | None:
-    """Return the longest text for which each token's keys do not depend on the length; None if there is no limit."""
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if rope.get("rope_type", rope.get("type")) not in STRETCHING_ROPE_TYPES:
-        return None
-    name = "original_max_position_embeddings"
-    limits = (rope.get(name), getattr(config, name, None), config.max_position_embeddings)
-    return min(limit for limit in limits if limit)

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from internvl_chat.cache_internvl import SPARE_TOKENS, GrowingLayer, let_grow
+from internvl_chat.cache_internvl import SPARE_TOKENS, GrowingLayer, let_grow, stretching_limit
 from internvl_chat.configuration_internlm2 import InternLM2Config
 from internvl_chat.modeling_internlm2 import InternLM2ForCausalLM
-from transformers import DynamicCache, Qwen2Config
+from transformers import DynamicCache, Phi3Config, Qwen2Config
 from transformers.cache_utils import DynamicLayer
 
 
@@ -243,3 +243,20 @@ def test_assisted_decoding_cuts_it(model):
 def test_forward_makes_one_by_default(model):
     layers = model(torch.arange(3, 9)[None]).past_key_values.layers
     assert all(type(layer) is GrowingLayer for layer in layers)
+
+
+def test_how_long_a_text_may_be_for_its_cache_to_be_shared():
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    phi3 = Phi3Config(
+        hidden_size=32,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=64,
+        original_max_position_embeddings=16,
+        rope_scaling={"type": "longrope", **factors},
+    )
+    assert stretching_limit(phi3) == 16, "longer texts have other factors, well before the longest possible one"
+    dynamic = InternLM2Config(max_position_embeddings=48, rope_scaling={"type": "dynamic", "factor": 2.0})
+    assert stretching_limit(dynamic) == 48
+    assert stretching_limit(InternLM2Config(rope_scaling={"type": "linear", "factor": 2.0})) is None
+    assert stretching_limit(Qwen2Config()) is None

@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from internvl_chat.chat_internvl import AnswerStream
 from transformers import GenerationConfig, TextIteratorStreamer
 
 
@@ -138,39 +137,6 @@ def test_caller_owned_streamer(model, tokenizer):
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     answer = model.chat(tokenizer, None, "Hello", SHORT, streamer=streamer)
     assert "".join(streamer).strip() == answer
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I do n't know",
-        "He 's here , yes .",
-        "the ' quoted ' word",
-        " \n two  words \n",
-        "图中的数字是 4072 。 Yes",
-        "<ref>cat</ref><box>[[1, 2, 3, 4]]</box> sits",
-        "before<|im_end|> after",
-        "",
-    ],
-)
-def test_stream_of_any_text_is_what_chat_would_say(tokenizer, text):
-    """The tokenizer tidies blanks before punctuation, so text that was shown must never change afterwards."""
-    from internvl_chat.prompt_internvl import decode_answer  # noqa: PLC0415
-
-    stream, ids = AnswerStream(tokenizer, "<|im_end|>"), tokenizer(text, add_special_tokens=False).input_ids
-    stream.put(torch.zeros(1, 0, dtype=torch.long))
-    for token_id in ids:
-        stream.put(torch.tensor([token_id]))
-    stream.end()
-    assert "".join(stream) == decode_answer(tokenizer, ids, "<|im_end|>").strip()
-
-
-def test_chinese_streams_without_blanks(tokenizer):
-    stream = AnswerStream(tokenizer, "<|im_end|>")
-    stream.put(torch.zeros(1, 0, dtype=torch.long))
-    for token_id in tokenizer("你好，请介绍一下上海。", add_special_tokens=False).input_ids:
-        stream.put(torch.tensor([token_id]))
-    assert stream.pieces.qsize() > 2
 
 
 def test_nothing_of_the_callers_is_changed(model, tokenizer, tiles):

@@ -1,6 +1,8 @@
 """The collator learns answers alone, finds every image its place, and fails loudly where they do not fit."""
 
+import base64
 import copy
+import io
 
 import pytest
 import torch
@@ -67,10 +69,14 @@ def test_images_stand_where_they_are_said_to(collate):
     def row(content, **images):
         return {"messages": [{"role": "user", "content": content}, answer], **images}
 
+    data = io.BytesIO()
+    WIDE.save(data, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
     first, *others = [
         row([{"type": "image", "image": WIDE}, {"type": "image", "image": RED}, text]),
         row([{"type": "image"}, {"type": "image"}, text], images=[WIDE, RED]),
         row([{"type": "image", "image": WIDE}, {"type": "image"}, text], images=[RED]),
+        row([{"type": "image_url", "image_url": {"url": url}}, {"type": "image"}, text], images=[RED]),
         row("<image>\n<image>\nThe same?", images=[WIDE, RED]),
         row("The same?", images=[WIDE, RED]),
         row(
@@ -115,6 +121,30 @@ def test_settings_of_the_image_processor(processor):
     assert len(processor.data_collator(max_tiles=1)([row])["pixel_values"]) == 1
 
 
+def test_an_item_has_settings_of_its_own(collate):
+    items = [{"type": "image", "image": WIDE, "max_tiles": 1}, {"type": "image", "image": WIDE}]
+    assert len(collate([{"messages": turn(items, "Twice.")}])["pixel_values"]) == 1 + 3
+
+
+def test_videos(processor, collate):
+    clip, text = {"type": "video", "video": [RED, WIDE, RED], "num_frames": 2}, {"type": "text", "text": "What?"}
+    messages = turn([clip, {"type": "image", "image": WIDE}, text], "Red.")
+    batch = collate([{"messages": messages}])
+    assert len(batch["pixel_values"]) == 2 + 3
+    whole = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+    assert torch.equal(batch["input_ids"], whole["input_ids"])
+    assert torch.equal(batch["pixel_values"], whole["pixel_values"])
+    assert learned(processor, batch) == ["Red."]
+
+
+def test_turns_share_a_total_of_tiles(processor):
+    collate = processor.data_collator(total_max_tiles=4)
+    item = {"type": "image", "image": WIDE}
+    assert len(collate([{"messages": turn([item, item], "Alike.")}])["pixel_values"]) == 2
+    with pytest.raises(ValueError, match="have 6 tiles, but total_max_tiles is 4.*lower max_tiles"):
+        collate([{"messages": turn([item], "Blue.") + turn([item], "Again.")}])
+
+
 def test_typed_control_tokens_stay_text(processor, collate):
     row = {"messages": turn("What is <IMG_CONTEXT>?", "<|im_end|> ends <image>"), "images": [RED]}
     batch = collate([row])
@@ -129,6 +159,7 @@ def test_typed_control_tokens_stay_text(processor, collate):
         ({"messages": turn("<image> or <image>?", "One."), "images": [RED]}, "1 images for 2 places"),
         ({"messages": turn("<image>?", "One."), "images": [RED, RED]}, "2 images for 1 places"),
         ({"messages": turn([{"type": "image"}], "One.")}, "more image items than images"),
+        ({"messages": turn([{"type": "video"}], "One.")}, "more video items than videos; give the video in each"),
         ({"messages": [{"role": "user", "content": "Hi"}]}, "No message of 1 has the role assistant"),
     ],
 )

@@ -248,6 +248,14 @@ def test_drawing():
         grounding.draw(Image.new("RGB", (10, 10)))
 
 
+def test_drawing_on_whatever_the_image_processor_reads(tmp_path):
+    """What is hidden under transparency stays hidden, as it is from the model."""
+    path, grounding = tmp_path / "clear.png", parse_grounding("<box>[[0,0,100,100]]</box>", SIZE)
+    Image.new("RGBA", SIZE, (200, 0, 0, 0)).save(path)
+    for picture in (path, str(path), Image.open(path)):
+        assert grounding.draw(picture).getpixel((600, 150)) == (255, 255, 255)
+
+
 def test_drawing_labels_and_quads_at_the_edges():
     answer = (
         "<ref>红色的圆</ref><box>[[0,0,10,10]]</box><ref>a long label at the right</ref><box>[[990,0,1000,10]]</box>"

@@ -651,8 +651,11 @@ def test_places_without_pictures(model, training):
     for forgotten in ({}, {"pixel_value": tiles(1)}, {"pixel_values": tiles(1), "image_flags": torch.tensor([0])}):
         with pytest.raises(ValueError, match="places for 4 image tokens.*but the pictures have 0"):
             model(input_ids=prompt(1), **forgotten)
-    with pytest.raises(ValueError, match="but the pictures have 0"):
-        model.generate(prompt(1), max_new_tokens=2)
+        with pytest.raises(ValueError, match="but the pictures have 0"):
+            model(input_ids=prompt(1), past_key_values=DynamicCache(), **forgotten)
+    for nothing in ({}, {"past_key_values": None}, {"past_key_values": DynamicCache()}, {"inputs_embeds": None}):
+        with pytest.raises(ValueError, match="but the pictures have 0"):
+            model.generate(prompt(1), max_new_tokens=2, **nothing)
 
 
 def test_flags_choose_features_too(model):

@@ -12,8 +12,8 @@ from PIL import Image
 from examples.demo.drawing import on_screen, upright
 
 
-# Settings of the image processor; "standard" is what the checkpoint's own folder says, 12 tiles for InternVL 1.5.
-RESOLUTIONS = {"low": {"max_tiles": 1}, "standard": {}, "high": {"max_tiles": 40}}
+# The image processor's; "auto" is what the checkpoint's own folder says, 12 tiles for InternVL 1.5.
+RESOLUTIONS = ("low", "auto", "high")
 IMAGE_PLACEHOLDER = "<image>"
 
 
@@ -44,11 +44,11 @@ class Conversation:
         broken: What is wrong with each of the others, by the name of its file.
     """
 
-    def __init__(self, model: Any, processor: Any, paths: Sequence[str] = (), resolution: str = "standard") -> None:
+    def __init__(self, model: Any, processor: Any, paths: Sequence[str] = (), resolution: str = "auto") -> None:
         self.pictures: list[Picture] = []
         self.broken: dict[str, str] = {}
         self._processor = processor
-        self._settings = RESOLUTIONS[resolution]
+        self._settings = {"resolution": resolution}
         self._session = model.start_chat(processor.tokenizer)
         self._is_answering = self._is_stopped = self._is_closed = False
         for path in paths:
@@ -119,7 +119,7 @@ class Conversation:
 
     def _read(self, path: str) -> Picture:
         # One tile is soon made and needs the whole file, so it finds all that can be wrong with it.
-        self._processor.image_processor(path, max_tiles=1)
+        self._processor.image_processor(path, resolution="low")
         plan = self._processor.image_processor.plan(path, **self._settings)
         (num_tokens,) = self._processor.count_image_tokens(path, **self._settings)
         return Picture(path, Path(path).name, upright(path), plan, num_tokens // plan.num_tiles)

@@ -60,7 +60,7 @@ class Page:
                         label=words["files"], file_count="multiple", file_types=["image"], height=140, elem_id="files"
                     )
                     resolution = gr.Radio(
-                        self._resolutions("en"), value="standard", label=words["resolution"], elem_id="resolution"
+                        self._resolutions("en"), value="auto", label=words["resolution"], elem_id="resolution"
                     )
                     tiles = gr.Gallery(
                         label=words["tiles"], columns=2, object_fit="contain", height="auto", elem_id="tiles"
@@ -175,8 +175,8 @@ class Page:
         )
 
     def _resolutions(self, language: str) -> list[tuple[str, str]]:
-        own = self._processor.image_processor.max_tiles
-        return [(WORDS[language][name].format(own), name) for name in RESOLUTIONS]
+        limits = {name: self._processor.image_processor.tile_limits(1, resolution=name)[0] for name in RESOLUTIONS}
+        return [(WORDS[language][name].format(limit), name) for name, limit in limits.items()]
 
     def _conversation(
         self, paths: list[str] | None, resolution: str, language: str, request: gr.Request
