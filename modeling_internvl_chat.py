@@ -146,14 +146,20 @@ class InternVLChatModel(ChatMixin, ScoringMixin, PreTrainedModel, GrowingCacheMi
             quantization_config: How to quantize, as a config object or a dict. Vision encoder, projector and output
                 head stay as they are unless it lists the modules to leave alone itself.
             load_in_8bit: Short for a `BitsAndBytesConfig`, as official clients pass it.
-            load_in_4bit: See `load_in_8bit`.
+            load_in_4bit: See `load_in_8bit`. Computes in `dtype`, bfloat16 if there is none.
             **kwargs: See Transformers.
 
         Returns:
             The model.
         """
         if quantization_config is None and (load_in_8bit or load_in_4bit):
-            quantization_config = BitsAndBytesConfig(load_in_8bit=load_in_8bit, load_in_4bit=load_in_4bit)
+            dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+            quantization_config = BitsAndBytesConfig(
+                load_in_8bit=load_in_8bit,
+                load_in_4bit=load_in_4bit,
+                # Transformers' default computes in float32, whatever the model's dtype.
+                bnb_4bit_compute_dtype=torch.bfloat16 if dtype in (None, "auto") else dtype,
+            )
         if quantization_config is not None:
             kwargs["quantization_config"] = _sparing(quantization_config)
         folder = os.path.join(pretrained_model_name_or_path or "", subfolder)

@@ -69,6 +69,20 @@ def test_what_transformers_is_told(asked):
         assert config.llm_int8_skip_modules == list(UNQUANTIZED)
 
 
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({}, torch.bfloat16),
+        ({"dtype": "auto"}, torch.bfloat16),
+        ({"dtype": torch.float16}, torch.float16),
+        ({"torch_dtype": "float16"}, torch.float16),
+    ],
+)
+def test_the_short_form_computes_in_the_dtype_asked_for(asked, options, dtype):
+    InternVLChatModel.from_pretrained("x", load_in_4bit=True, **options)
+    assert asked[0].bnb_4bit_compute_dtype == dtype
+
+
 @pytest.mark.parametrize("own", [[], ["language_model.output"]])
 def test_a_list_of_the_callers_is_taken_at_its_word(asked, own):
     InternVLChatModel.from_pretrained("x", quantization_config=BitsAndBytesConfig(**INT8, llm_int8_skip_modules=own))
