@@ -25,7 +25,7 @@ from .prompt_internvl import (
     place_images,
     prompt_format,
 )
-from .streaming_internvl import GenerationOptions, generation_kwargs, stream_answer
+from .streaming_internvl import GenerationOptions, generation_kwargs, in_one_place, stream_answer
 
 
 logger = logging.get_logger(__name__)
@@ -291,7 +291,7 @@ class ChatMixin:
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask.to(inputs_embeds.device),
             streamer=streamer,
-            **options,
+            **in_one_place(options),
         )
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         per_prompt = len(sequences) // len(inputs_embeds)  # num_return_sequences: the first is the best

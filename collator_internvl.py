@@ -49,8 +49,8 @@ class ConversationCollator:
             `image_flags` (tiles,).
 
         Raises:
-            ValueError: If images and places do not fit, there is no answer to learn, or the pictures of several turns
-                have more tiles than `total_max_tiles`.
+            ValueError: If images and places do not fit, there is no answer to learn or a picture in one, or the
+                pictures of several turns have more tiles than `total_max_tiles`.
         """
         encoded = [self.encode(row) for row in rows]
         padding = {"input_ids": self.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORED_LABEL}
@@ -85,6 +85,8 @@ class ConversationCollator:
         for text, is_answer in pieces:
             shown = list(islice(images, text.count(IMAGE_PLACEHOLDER))) or None
             played = list(islice(clips, text.count(VIDEO_PLACEHOLDER))) or None
+            if is_answer and (shown or played):
+                raise ValueError("An answer has a picture, which no model could learn to say; expected text alone.")
             encoded = self.processor(text=text, images=shown, videos=played, add_special_tokens=False, **self.settings)
             piece = list(encoded["input_ids"][0])
             ids += piece

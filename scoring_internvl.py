@@ -15,7 +15,7 @@ from .cache_internvl import let_grow, stretching_limit
 from .chat_internvl import tiles_of_one_conversation
 from .image_features_internvl import EncodedImages
 from .prompt_internvl import CUT, History, encode_prompt, guard_text, prompt_format
-from .streaming_internvl import GenerationOptions
+from .streaming_internvl import GenerationOptions, in_one_place
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class ScoringMixin:
             "return_dict_in_generate": True,
             "output_logits": True,
         }
-        output = self.generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **options)
+        output = self.generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **in_one_place(options))
         token_ids = output.sequences[0].tolist()
         # With beams: the row of each step's logits from which the answer's token was taken, and -1 after its end.
         beams = getattr(output, "beam_indices", None)

@@ -111,3 +111,17 @@ def generation_kwargs(generation_config: GenerationOptions) -> dict[str, Any]:
     if isinstance(generation_config, GenerationConfig):
         return {"generation_config": copy.deepcopy(generation_config)}
     return dict(generation_config or {})
+
+
+def in_one_place(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Put options that stand beside a GenerationConfig into it, for Transformers means to refuse both together.
+
+    Args:
+        options: Keyword arguments of `generate`.
+
+    Returns:
+        The same, with a GenerationConfig of its own if there is one.
+    """
+    rest = dict(options)
+    config = copy.deepcopy(rest.pop("generation_config", None))
+    return rest if config is None else {"generation_config": config, **config.update(**rest)}

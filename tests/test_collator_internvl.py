@@ -159,6 +159,7 @@ def test_typed_control_tokens_stay_text(processor, collate):
         ({"messages": turn("<image> or <image>?", "One."), "images": [RED]}, "1 images for 2 places"),
         ({"messages": turn("<image>?", "One."), "images": [RED, RED]}, "2 images for 1 places"),
         ({"messages": turn([{"type": "image"}], "One.")}, "more image items than images"),
+        ({"messages": turn("Draw it.", [{"type": "image", "image": RED}])}, "An answer has a picture"),
         ({"messages": turn([{"type": "video"}], "One.")}, "more video items than videos; give the video in each"),
         ({"messages": [{"role": "user", "content": "Hi"}]}, "No message of 1 has the role assistant"),
     ],

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from internvl_chat.prompt_internvl import decode_answer
-from internvl_chat.streaming_internvl import AnswerStream
+from internvl_chat.streaming_internvl import AnswerStream, in_one_place
+from transformers import GenerationConfig
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,15 @@ def test_chinese_streams_without_blanks(tokenizer):
     for token_id in tokenizer("你好，请介绍一下上海。", add_special_tokens=False).input_ids:
         stream.put(torch.tensor([token_id]))
     assert stream.pieces.qsize() > 2
+
+
+def test_options_beside_a_generation_config_go_into_it():
+    given, stop = GenerationConfig(num_beams=2, max_new_tokens=3), object()
+    options = in_one_place(
+        {"generation_config": given, "max_new_tokens": 5, "eos_token_id": [2], "stopping_criteria": stop}
+    )
+    config = options.pop("generation_config")
+    assert options == {"stopping_criteria": stop}
+    assert (config.num_beams, config.max_new_tokens, config.eos_token_id) == (2, 5, [2])
+    assert (given.max_new_tokens, given.eos_token_id) == (3, None)
+    assert in_one_place({"max_new_tokens": 5}) == {"max_new_tokens": 5}
