@@ -51,13 +51,13 @@ def shapes(shapes_path: str) -> Image.Image:
 
 @pytest.fixture(scope="session")
 def client() -> Callable[[str, str], ModuleType]:
-    """Import a client's module, or skip: these packages are not installed with this one (see README.md here)."""
+    """Import a client's module, or skip: these packages are not installed with this one."""
 
     def load(distribution: str, module: str) -> ModuleType:
         try:
             version = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
-            pytest.skip(f"{distribution} is not installed; tests/clients/README.md has the command")
+            pytest.skip(f"{distribution} is not installed")
         try:
             return importlib.import_module(module)
         except ImportError as error:

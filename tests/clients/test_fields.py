@@ -97,7 +97,7 @@ def test_tokenizer(folder):
 
 
 def test_stop_tokens(folder):
-    """vLLM, LMDeploy and SGLang stop at what generation_config.json names."""
+    """generation_config.json names both tokens at which an answer ends."""
     tokens = read(folder, "tokenizer_config.json")["added_tokens_decoder"]
     ends = {int(number) for number, token in tokens.items() if token["content"] in ("<|im_end|>", "</s>")}
     assert set(read(folder, "generation_config.json")["eos_token_id"]) == ends
