@@ -107,7 +107,7 @@ class StageModel(nn.Module):
         self.shuffled: torch.Tensor | None = None
         self.model.mlp1.register_forward_pre_hook(self._keep_projector_input)
         for name, value in self.weights().items():
-            value.requires_grad_(name.startswith(TRAINED[stage]))
+            value.requires_grad_(name.startswith(tuple(self.settings.get("trained", TRAINED[stage]))))
 
     @torch.no_grad()
     def _start_characters_as_their_codes(self, encoder: PromptEncoder) -> None:
