@@ -40,7 +40,8 @@ def grow_pictures(options: Any, model: Any, tokenizer: Any) -> list[dict]:
     for count in options.pictures:
         pixels = make_inputs(options.layout, count, options.device, options.dtype)["pixel_values"]
         settings = {"num_patches_list": [1] * count}
-        call = {OURS: lambda p=pixels, s=settings: model.chat(tokenizer, p, "Compare them.", one_token, **s)}
+        question = "<image>\n" * count + "Compare them."
+        call = {OURS: lambda p=pixels, q=question, s=settings: model.chat(tokenizer, p, q, one_token, **s)}
         samples = milliseconds(measure.in_turns(call, options.repeats))
         new = measure.rows(f"first token, {count} pictures", samples, "ms")
         content += [{**row, "against": "pictures", "x": count, "quantity": "first token"} for row in new]
