@@ -409,41 +409,31 @@ def _write_tiles(
 ) -> None:
     """Resize an RGB picture, cut it by the plan and write the normalised tiles to `out` (num_tiles, 3, side, side).
 
-    Work is shared by as many threads as PyTorch uses: one in the workers of a DataLoader. PIL resizes each channel for
-    itself, so each may be resized alone; the two passes of a resize are not taken apart, since which of them PIL makes
-    first, and so how it rounds, depends on sizes and release.
+    Work is shared by as many threads as PyTorch uses: one in the workers of a DataLoader. Each resize stays in one
+    piece: which of its two passes PIL makes first, and so how it rounds, depends on sizes and release.
     """
-    threads = torch.get_num_threads()
-    parts = [picture] if threads == 1 else picture.split()  # together is quicker than one after the other
     # The thumbnail is made from the picture, not from the canvas, which has other proportions.
     sizes = [plan.canvas_size] + [(plan.tile_size, plan.tile_size)] * plan.has_thumbnail
-
-    def write(samples: Image.Image, box: tuple[int, int, int, int] | None, tile: int, channel: int) -> None:
-        _normalise(samples.crop(box), mean[channel], std[channel], out=out[tile, channel])
-
-    with ThreadPoolExecutor(threads) as pool:
-        resizes = [[pool.submit(part.resize, size, Image.Resampling.BICUBIC) for part in parts] for size in sizes]
-        canvas, *thumbnail = ([band for job in jobs for band in job.result().split()] for jobs in resizes)
-        tiles = [(canvas, box) for box in plan.boxes] + [(channels, None) for channels in thumbnail]
-        written = [
-            pool.submit(write, samples, box, tile, channel)
-            for tile, (channels, box) in enumerate(tiles)
-            for channel, samples in enumerate(channels)
-        ]
-    for job in written:
-        job.result()
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        canvas, *thumbnail = pool.map(lambda size: picture.resize(size, Image.Resampling.BICUBIC), sizes)
+        tiles = [*map(canvas.crop, plan.boxes), *thumbnail]
+        del canvas, thumbnail  # so that, while `out` fills, each tile is freed once it is written
+        written = [pool.submit(_normalise, tiles.pop(0), mean, std, out=values) for values in out]
+    for tile in written:
+        tile.result()
 
 
-def _normalise(samples: Image.Image, mean: float, std: float, out: torch.Tensor) -> None:
-    """Write one channel of a tile to `out` (height, width), normalised in float32 whatever the type of `out`.
+def _normalise(tile: Image.Image, mean: tuple[float, ...], std: tuple[float, ...], out: torch.Tensor) -> None:
+    """Write an RGB tile to `out` (3, height, width), normalised in float32 whatever the type of `out`.
 
     The order of the operations, each rounded to float32, is that of torchvision's `ToTensor` and `Normalize`.
     """
     normalised = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-    values = normalised.numpy()
-    np.divide(np.asarray(samples), np.float32(255), out=values, dtype=np.float32)
-    np.subtract(values, np.float32(mean), out=values)
-    np.divide(values, np.float32(std), out=values)
+    channels = zip(tile.split(), mean, std, normalised.numpy(), strict=True)
+    for samples, channel_mean, channel_std, values in channels:
+        np.divide(np.asarray(samples), np.float32(255), out=values, dtype=np.float32)
+        np.subtract(values, np.float32(channel_mean), out=values)
+        np.divide(values, np.float32(channel_std), out=values)
     if normalised is not out:
         out.copy_(normalised)
 

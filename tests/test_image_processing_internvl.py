@@ -132,17 +132,10 @@ def test_threads_change_nothing(size, grid, threads, monkeypatch):
     assert torch.equal(out, official_steps(picture, columns, rows, side=14))
 
 
-def every_sample_normalised():
-    """Normalise all 256 samples of each channel: (3, 1, 256)."""
-    samples, values = Image.fromarray(np.arange(256, dtype=np.uint8)[None]), torch.empty(3, 1, 256)
-    for mean, std, out in zip(IMAGENET_MEAN, IMAGENET_STD, values, strict=True):
-        _normalise(samples, mean, std, out=out)
-    return values
-
-
 def test_every_sample_is_normalised_as_by_the_official_transform():
-    values = every_sample_normalised()
     samples = Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2))
+    values = torch.empty(3, 1, 256)
+    _normalise(samples, IMAGENET_MEAN, IMAGENET_STD, out=values)
     assert torch.equal(values, normalised(samples))
 
 
@@ -488,7 +481,9 @@ def test_defaults_differ_from_the_official_code_only_where_meant(goldens, record
 
 def test_recorded_tensors(goldens):
     tensors = load_file(goldens / "preprocess" / "preprocess.safetensors")
-    values = every_sample_normalised()
+    samples = Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2))
+    values = torch.empty(3, 1, 256)
+    _normalise(samples, IMAGENET_MEAN, IMAGENET_STD, out=values)
     np.testing.assert_array_equal(values[:, 0].numpy(), tensors["lut_channel_value"])
     processor = InternVLImageProcessor(**OFFICIAL)
     compared = 0
