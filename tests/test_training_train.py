@@ -246,3 +246,16 @@ def test_all_stages_from_the_command_line_learn(config, tmp_path, monkeypatch):
         lines = [json.loads(line) for line in (tmp_path / stage / trainer.LOG_FILE).read_text().splitlines()]
         assert lines[-1]["step"] == 25
         assert lines[-1]["loss"] < lines[0]["loss"], stage
+
+
+def test_a_stage_may_say_what_is_trained(config):
+    config["stages"]["joint"]["trained"] = ["language_model", "heads.spelling"]
+    trained = {name for name, value in train.StageModel(config, "joint").weights().items() if value.requires_grad}
+    assert {name.split(".")[0] for name in trained} == {"language_model", "heads"}
+    assert all("spelling" in name for name in trained if name.startswith("heads"))
+
+
+def test_what_is_trained_must_exist(config):
+    config["stages"]["joint"]["trained"] = ["language_model", "visual_model"]
+    with pytest.raises(ValueError, match=r"names \['visual_model'\], which no weight begins with"):
+        train.StageModel(config, "joint")

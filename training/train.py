@@ -106,8 +106,12 @@ class StageModel(nn.Module):
         self.model.vision_model.set_attn_implementation("eager")
         self.shuffled: torch.Tensor | None = None
         self.model.mlp1.register_forward_pre_hook(self._keep_projector_input)
-        for name, value in self.weights().items():
-            value.requires_grad_(name.startswith(tuple(self.settings.get("trained", TRAINED[stage]))))
+        trained, weights = tuple(self.settings.get("trained", TRAINED[stage])), self.weights()
+        unknown = [part for part in trained if not any(name.startswith(part) for name in weights)]
+        if unknown:
+            raise ValueError(f'"trained" of stage {stage} names {unknown}, which no weight begins with; see TRAINED.')
+        for name, value in weights.items():
+            value.requires_grad_(name.startswith(trained))
 
     @torch.no_grad()
     def _start_characters_as_their_codes(self, encoder: PromptEncoder) -> None:
