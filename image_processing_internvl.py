@@ -8,12 +8,16 @@ Shapes: num_tiles is the number of tiles of one picture with its thumbnail, tota
 """
 
 import math
-from collections.abc import Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache, partial
 from typing import Any, TypedDict
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature
@@ -191,7 +195,7 @@ class InternVLImageProcessor(BaseImageProcessor):
         num_patches = np.array([plan.num_tiles for plan in plans], dtype=np.int64)
 
         side = settings.tile_size
-        pixel_values = torch.empty(int(num_patches.sum()), 3, side, side, dtype=_torch_dtype(dtype))
+        pixel_values = _empty((int(num_patches.sum()), 3, side, side), _torch_dtype(dtype))
         ends = num_patches.cumsum()
         for picture, name, plan, end in zip(pictures, names, plans, ends, strict=True):
             rgb = to_rgb(
@@ -409,31 +413,90 @@ def _write_tiles(
 ) -> None:
     """Resize an RGB picture, cut it by the plan and write the normalised tiles to `out` (num_tiles, 3, side, side).
 
-    Work is shared by as many threads as PyTorch uses: one in the workers of a DataLoader. Each resize stays in one
-    piece: which of its two passes PIL makes first, and so how it rounds, depends on sizes and release.
+    PIL resizes in two passes, and what the second makes of a column of tiles depends on that column alone.
     """
+    side, (width, height) = plan.tile_size, plan.canvas_size
+    first_height = picture.height if _resizes_width_first(picture.size, plan.canvas_size) else height
     # The thumbnail is made from the picture, not from the canvas, which has other proportions.
-    sizes = [plan.canvas_size] + [(plan.tile_size, plan.tile_size)] * plan.has_thumbnail
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        canvas, *thumbnail = pool.map(lambda size: picture.resize(size, Image.Resampling.BICUBIC), sizes)
-        tiles = [*map(canvas.crop, plan.boxes), *thumbnail]
-        del canvas, thumbnail  # so that, while `out` fills, each tile is freed once it is written
-        written = [pool.submit(_normalise, tiles.pop(0), mean, std, out=values) for values in out]
-    for tile in written:
-        tile.result()
+    sizes = [(width, first_height)] + [(side, side)] * plan.has_thumbnail
+    wide, *thumbnail = _share([partial(_resize, picture, size) for size in sizes])
+
+    def make_column(left: int) -> list[np.ndarray]:
+        return _bands(_resize(wide.crop((left, 0, left + side, first_height)), (side, height)))
+
+    columns = _share([partial(make_column, left) for left in range(0, width, side)])
+    tiles = [[band[top : top + side] for band in column] for top in range(0, height, side) for column in columns]
+    tiles += map(_bands, thumbnail)
+    _share([partial(_normalise, tile, mean, std, values) for tile, values in zip(tiles, out, strict=True)])
 
 
-def _normalise(tile: Image.Image, mean: tuple[float, ...], std: tuple[float, ...], out: torch.Tensor) -> None:
-    """Write an RGB tile to `out` (3, height, width), normalised in float32 whatever the type of `out`.
+def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return picture.resize(size, Image.Resampling.BICUBIC)
+
+
+def _resizes_width_first(size: tuple[int, int], new_size: tuple[int, int]) -> bool:
+    """Tell whether PIL surely resizes a picture's width before its height: the first pass rounds for the second.
+
+    So did all releases before Pillow 13, which begins with a height that shrinks by more than twice as many pixels as
+    the width (found by trying). What later releases do with heights that shrink is not known.
+    """
+    pillow = int(PIL.__version__.split(".")[0])
+    loss, height_loss = (old - new for old, new in zip(size, new_size, strict=True))
+    return height_loss <= 0 or pillow < 13 or (pillow == 13 and height_loss <= 2 * loss)
+
+
+def _share(tasks: list[Callable[[], Any]]) -> list[Any]:
+    """Run tasks in as many threads as PyTorch uses, this one among them, and return what each returns.
+
+    In the workers of a DataLoader that is this thread alone.
+    """
+    waiting, results = deque(enumerate(tasks)), [None] * len(tasks)
+
+    def work() -> None:
+        while waiting:
+            try:
+                index, task = waiting.popleft()
+            except IndexError:  # another thread took the last one just now
+                return
+            results[index] = task()
+
+    num_threads = torch.get_num_threads()
+    others = [_threads(os.getpid(), num_threads).submit(work) for _ in range(min(num_threads, len(tasks)) - 1)]
+    work()
+    for other in others:
+        other.result()
+    return results
+
+
+@lru_cache(maxsize=1)
+def _threads(process_id: int, num_threads: int) -> ThreadPoolExecutor:
+    """Keep threads from call to call, each of which has memory of its own; a forked process needs new ones."""
+    return ThreadPoolExecutor(num_threads, thread_name_prefix=f"tiles-{process_id}")
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Make a tensor of unset values. NumPy asks for huge pages of memory, which PyTorch does not: they fill faster."""
+    return torch.from_numpy(np.empty(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
+
+
+def _bands(picture: Image.Image) -> list[np.ndarray]:
+    """Take an RGB picture apart: red, green and blue, each (height, width), uint8."""
+    shape = (picture.height, picture.width)
+    return [np.frombuffer(picture.tobytes("raw", band), dtype=np.uint8).reshape(shape) for band in "RGB"]
+
+
+def _normalise(
+    bands: Sequence[np.ndarray], mean: tuple[float, ...], std: tuple[float, ...], out: torch.Tensor
+) -> None:
+    """Write the bands of a tile to `out` (3, height, width), normalised in float32 whatever the type of `out`.
 
     The order of the operations, each rounded to float32, is that of torchvision's `ToTensor` and `Normalize`.
     """
     normalised = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-    channels = zip(tile.split(), mean, std, normalised.numpy(), strict=True)
-    for samples, channel_mean, channel_std, values in channels:
-        np.divide(np.asarray(samples), np.float32(255), out=values, dtype=np.float32)
-        np.subtract(values, np.float32(channel_mean), out=values)
-        np.divide(values, np.float32(channel_std), out=values)
+    for band, band_mean, band_std, values in zip(bands, mean, std, normalised.numpy(), strict=True):
+        np.divide(band, np.float32(255), out=values, dtype=np.float32)
+        np.subtract(values, np.float32(band_mean), out=values)
+        np.divide(values, np.float32(band_std), out=values)
     if normalised is not out:
         out.copy_(normalised)
 

@@ -24,6 +24,7 @@ import torch
 
 
 RESULTS = Path(__file__).resolve().parent / "results"
+REST_SECONDS = 0.02
 ROOT = RESULTS.parent.parent
 PACKAGES = ("torch", "torchvision", "transformers", "numpy", "pillow")
 MODULES = {"pillow": "PIL"}  # where a package is imported under another name
@@ -53,6 +54,8 @@ def prepare(options: argparse.Namespace) -> None:
 def in_turns(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Time calls in turns, so that whatever else the machine does meets all of them.
 
+    Threads of OpenMP look busily for more work for a while after each call: a rest keeps them out of the next one.
+
     Args:
         calls: What to time, by name.
         repeats: How often; a first round warms up and is not kept.
@@ -64,6 +67,7 @@ def in_turns(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, lis
     for turn in range(repeats + 1):
         for name, call in calls.items():
             synchronise()
+            time.sleep(REST_SECONDS)
             started = time.perf_counter()
             call()
             synchronise()

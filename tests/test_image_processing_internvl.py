@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import multiprocessing
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +16,9 @@ from internvl_chat.image_processing_internvl import (
     IMAGENET_STD,
     ImageSettings,
     InternVLImageProcessor,
+    _bands,
     _normalise,
+    _resizes_width_first,
     _write_tiles,
 )
 from internvl_chat.tiling_internvl import TilePlan
@@ -132,10 +135,48 @@ def test_threads_change_nothing(size, grid, threads, monkeypatch):
     assert torch.equal(out, official_steps(picture, columns, rows, side=14))
 
 
+def test_pass_order_of_pil():
+    """Wherever the width is said to come first, two separate passes give PIL's own result."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(8, 120, (300, 4)).tolist()
+    sizes += [(90, 100, 80, 80), (90, 100, 80, 79), (90, 100, 100, 99), (90, 100, 100, 101), (50, 50, 50, 49)]
+    width_first = 0
+    for width, height, new_width, new_height in sizes:
+        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        if _resizes_width_first(picture.size, (new_width, new_height)):
+            width_first += 1
+            passes = picture.resize((new_width, height), Image.Resampling.BICUBIC)
+            passes = passes.resize((new_width, new_height), Image.Resampling.BICUBIC)
+            assert passes == picture.resize((new_width, new_height), Image.Resampling.BICUBIC), picture.size
+    assert width_first > 150
+
+
+@pytest.mark.parametrize(("version", "first"), [("9.5.0", True), ("13.1", False), ("14.0.0.dev0", False)])
+def test_pass_order_by_release(version, first, monkeypatch):
+    monkeypatch.setattr(PIL, "__version__", version)
+    assert _resizes_width_first((90, 100), (80, 79)) == first
+    assert _resizes_width_first((90, 100), (80, 80)) == (version != "14.0.0.dev0")
+    assert _resizes_width_first((90, 100), (80, 100))
+
+
+def _tiles_in_child(picture):
+    return InternVLImageProcessor(tile_size=14)(picture)["pixel_values"].numpy()
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+def test_a_forked_process_has_threads_of_its_own(processor, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    picture = gradient(60, 45)
+    expected = processor(picture, tile_size=14)["pixel_values"]
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        values = pool.apply_async(_tiles_in_child, (picture,)).get(timeout=60)
+    np.testing.assert_array_equal(values, expected.numpy())
+
+
 def test_every_sample_is_normalised_as_by_the_official_transform():
     samples = Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2))
     values = torch.empty(3, 1, 256)
-    _normalise(samples, IMAGENET_MEAN, IMAGENET_STD, out=values)
+    _normalise(_bands(samples), IMAGENET_MEAN, IMAGENET_STD, out=values)
     assert torch.equal(values, normalised(samples))
 
 
@@ -483,7 +524,7 @@ def test_recorded_tensors(goldens):
     tensors = load_file(goldens / "preprocess" / "preprocess.safetensors")
     samples = Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2))
     values = torch.empty(3, 1, 256)
-    _normalise(samples, IMAGENET_MEAN, IMAGENET_STD, out=values)
+    _normalise(_bands(samples), IMAGENET_MEAN, IMAGENET_STD, out=values)
     np.testing.assert_array_equal(values[:, 0].numpy(), tensors["lut_channel_value"])
     processor = InternVLImageProcessor(**OFFICIAL)
     compared = 0
