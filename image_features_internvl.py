@@ -1,4 +1,4 @@
-"""Pictures as the language model sees them: their image features, and how many tiles each picture has."""
+"""Pictures as the language model sees them: image features, tiles of each picture, places for them in the text."""
 
 from dataclasses import dataclass
 
@@ -42,3 +42,24 @@ class EncodedImages:
         """Return the pictures one by one; they share the memory of the features."""
         parts = self.features.split(self.num_tiles)
         return [EncodedImages(part, (count,)) for part, count in zip(parts, self.num_tiles, strict=True)]
+
+
+def check_places(num_places: int, num_features: int, image_token_id: int) -> None:
+    """Check that a text has as many places for image tokens as its pictures have image features.
+
+    Args:
+        num_places: How often `image_token_id` stands in the text.
+        num_features: Image features of all tiles that have places.
+        image_token_id: The token that marks a place.
+
+    Raises:
+        ValueError: If the two numbers differ.
+    """
+    if num_places != num_features:
+        raise ValueError(
+            # The first words are Transformers' own; TRL knows by them that its max_length was too short.
+            "Image features and image tokens do not match. "
+            f"The text has places for {num_places} image tokens (id {image_token_id}), but the pictures have "
+            f"{num_features}. Build both with the processor or chat(), pass pixel_values with the text, do not cut a "
+            "prompt inside its image tokens, and check config.image_token_id."
+        )

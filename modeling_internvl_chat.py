@@ -1,11 +1,11 @@
 """InternVL-Chat: InternViT, pixel shuffle, a two-layer projector and a language model (arXiv 2404.16821, figure 3).
 
-Data flows one way: tiles → image features → token embeddings → logits. Conversations are in `chat_internvl.py`.
+Data flows one way: tiles → image features → token embeddings → logits. Conversations are in `chat_internvl.py`, the
+steps of an answer in `generation_internvl.py`.
 Shape legend: `tiles` in the batch, `rows`/`columns` of the patch grid, `tile_tokens` image tokens of one tile,
 `batch`, `seq`, `hidden` the language model's width, `factor` the side of the square of patches behind an image token.
 """
 
-import copy
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    BitsAndBytesConfig,
     Cache,
     GenerationMixin,
     PretrainedConfig,
@@ -22,18 +21,19 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import can_return_tuple, logging
 
 from .backbone_internvl import InternVLBackbone
 from .cache_internvl import GrowingCacheMixin
 from .chat_internvl import ChatMixin
 from .configuration_internvl_chat import InternVLChatConfig
-from .image_features_internvl import EncodedImages
+from .generation_internvl import PictureGenerationMixin, is_further_step
+from .image_features_internvl import EncodedImages, check_places
 from .loss_internvl import next_token_loss
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
 from .prompt_internvl import prompt_format
+from .quantization_internvl import bitsandbytes_config, sparing_config
 from .scoring_internvl import ScoringMixin
 from .session_internvl import ChatSession
 from .streaming_internvl import GenerationOptions
@@ -42,11 +42,6 @@ from .tiling_internvl import tokens_per_tile
 
 logger = logging.get_logger(__name__)
 
-# What stays in 16 bits unless the caller lists other modules: 4 bits make nonsense of the vision encoder, and the
-# projector and the output head (under its names in InternLM2 and in Transformers' models) are small.
-UNQUANTIZED = ("vision_model", "mlp1", "language_model.output", "language_model.lm_head")
-# Under which names Transformers' quantization configs have such a list, None where the caller said nothing.
-UNQUANTIZED_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert")
 # Settings of Transformers' language models that change the output head's logits.
 SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -77,7 +72,9 @@ def pixel_shuffle(features: torch.Tensor, factor: int, transposed: bool = False)
     return features.transpose(1, 2).contiguous() if transposed else features
 
 
-class InternVLChatModel(ChatMixin, ScoringMixin, PreTrainedModel, GrowingCacheMixin, GenerationMixin):
+class InternVLChatModel(
+    ChatMixin, ScoringMixin, PreTrainedModel, PictureGenerationMixin, GrowingCacheMixin, GenerationMixin
+):
     """The whole model: pictures and text in, text out.
 
     The attribute names are the checkpoint's (`vision_model`, `mlp1`, `language_model`).
@@ -154,14 +151,9 @@ class InternVLChatModel(ChatMixin, ScoringMixin, PreTrainedModel, GrowingCacheMi
         """
         if quantization_config is None and (load_in_8bit or load_in_4bit):
             dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
-            quantization_config = BitsAndBytesConfig(
-                load_in_8bit=load_in_8bit,
-                load_in_4bit=load_in_4bit,
-                # Transformers' default computes in float32, whatever the model's dtype.
-                bnb_4bit_compute_dtype=torch.bfloat16 if dtype in (None, "auto") else dtype,
-            )
+            quantization_config = bitsandbytes_config(load_in_8bit, load_in_4bit, dtype)
         if quantization_config is not None:
-            kwargs["quantization_config"] = _sparing(quantization_config)
+            kwargs["quantization_config"] = sparing_config(quantization_config)
         folder = os.path.join(pretrained_model_name_or_path or "", subfolder)
         if subfolder and os.path.isdir(folder):
             pretrained_model_name_or_path, subfolder = folder, ""
@@ -361,7 +353,7 @@ class InternVLChatModel(ChatMixin, ScoringMixin, PreTrainedModel, GrowingCacheMi
         is_image = (input_ids == image_token_id).to(inputs_embeds.device)  # (batch, seq)
         num_places = int(is_image.sum())
         num_features = 0 if visual_features is None else visual_features.shape[:-1].numel()
-        _check_places(num_places, num_features, image_token_id)
+        check_places(num_places, num_features, image_token_id)
         if num_features:
             return inputs_embeds.masked_scatter(is_image.unsqueeze(-1), visual_features.to(inputs_embeds))
         if pixel_values is not None and self.training:
@@ -419,7 +411,7 @@ class InternVLChatModel(ChatMixin, ScoringMixin, PreTrainedModel, GrowingCacheMi
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         has_pictures = pixel_values is not None or visual_features is not None
-        if inputs_embeds is None and not has_pictures and _goes_on(input_ids, past_key_values):
+        if inputs_embeds is None and not has_pictures and is_further_step(input_ids, past_key_values):
             # A step of a generation, which may well say the image token itself: pictures came before.
             inputs_embeds = self.get_input_embeddings()(input_ids)
         elif inputs_embeds is None:
@@ -464,125 +456,6 @@ class InternVLChatModel(ChatMixin, ScoringMixin, PreTrainedModel, GrowingCacheMi
                 f"skip_logits needs logits that come straight from the output head, but llm_config sets {scaled}."
             )
         return self.get_output_embeddings()
-
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        *,
-        pixel_values: torch.Tensor | EncodedImages | None = None,
-        image_flags: torch.Tensor | None = None,
-        visual_features: torch.Tensor | None = None,
-        vision_batch_size: int | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Continue a prompt; pictures are encoded once, before the first step.
-
-        Args:
-            input_ids: Prompt tokens `(batch, seq)`; or pass `inputs_embeds`.
-            pixel_values: See `embed_inputs`; None for text alone.
-            image_flags: See `embed_inputs`.
-            visual_features: See `embed_inputs`.
-            vision_batch_size: See `get_image_features`.
-            **kwargs: Everything that `GenerationMixin.generate` takes.
-
-        Returns:
-            What `GenerationMixin.generate` returns: prompt and new tokens `(batch, total)`, or the new tokens alone
-            when only `inputs_embeds` is given.
-
-        Raises:
-            ValueError: If text and pictures do not fit.
-        """
-        if input_ids is None:
-            input_ids = kwargs.pop("inputs", None)
-        has_pictures = pixel_values is not None or visual_features is not None
-        if has_pictures and input_ids is None:
-            raise ValueError("Pictures need input_ids with places for them, but none were given; build both together.")
-        if has_pictures:
-            # Transformers decodes with a cache whenever it gets inputs_embeds, also when asked not to.
-            name = "inputs_embeds" if _wants_cache(kwargs) else "prompt_embeds"
-            kwargs[name] = self.embed_inputs(
-                input_ids, pixel_values, image_flags, visual_features, vision_batch_size=vision_batch_size
-            )
-        elif (
-            input_ids is not None and kwargs.get("inputs_embeds") is None and _is_empty(kwargs.get("past_key_values"))
-        ):
-            image_token_id = self.config.image_token_id
-            _check_places(int((input_ids == image_token_id).sum()), 0, image_token_id)
-        return super().generate(input_ids=input_ids, **kwargs)
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.LongTensor,
-        inputs_embeds: torch.Tensor | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Prepare one step. The prompt's embeddings hold the pictures, so they must never give way to its ids.
-
-        Transformers does so by itself except without a cache, where every step sees the prompt again, and in releases
-        up to 5.0 with a cache that holds the beginning of the prompt, where only the rest is new.
-        """
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, past_key_values=past_key_values, **kwargs
-        )
-        if prompt_embeds is not None:
-            new_embeds = self.get_input_embeddings()(input_ids[:, prompt_embeds.shape[1] :]).to(prompt_embeds)
-            model_inputs["inputs_embeds"] = torch.cat([prompt_embeds, new_embeds], dim=1)
-            model_inputs["input_ids"] = None
-        elif inputs_embeds is not None and past_key_values is not None and kwargs.get("is_first_iteration", True):
-            cached = int(past_key_values.get_seq_length())
-            if 0 < cached < inputs_embeds.shape[1]:
-                model_inputs["inputs_embeds"] = inputs_embeds[:, cached:]
-                model_inputs["input_ids"] = None
-                for name in ("position_ids", "cache_position"):
-                    if model_inputs.get(name) is not None:
-                        model_inputs[name] = model_inputs[name][..., cached - inputs_embeds.shape[1] :]
-        return model_inputs
-
-
-def _sparing(quantization_config: Any) -> Any:
-    """Return a copy of a quantization config that spares `UNQUANTIZED`, unless it names what to spare itself."""
-    if isinstance(quantization_config, dict):
-        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
-    quantization_config = copy.deepcopy(quantization_config)
-    if not any(hasattr(quantization_config, name) for name in UNQUANTIZED_FIELDS):
-        logger.warning(
-            f"{type(quantization_config).__name__} has none of {UNQUANTIZED_FIELDS}, so the vision encoder may be "
-            "quantized too, which 4 bits make nonsense of. Prefer BitsAndBytesConfig or TorchAoConfig."
-        )
-    for name in UNQUANTIZED_FIELDS:
-        if getattr(quantization_config, name, ()) is None:
-            setattr(quantization_config, name, list(UNQUANTIZED))
-    return quantization_config
-
-
-def _check_places(num_places: int, num_features: int, image_token_id: int) -> None:
-    if num_places != num_features:
-        raise ValueError(
-            # The first words are Transformers' own; TRL knows by them that its max_length was too short.
-            "Image features and image tokens do not match. "
-            f"The text has places for {num_places} image tokens (id {image_token_id}), but the pictures have "
-            f"{num_features}. Build both with the processor or chat(), pass pixel_values with the text, do not cut a "
-            "prompt inside its image tokens, and check config.image_token_id."
-        )
-
-
-def _is_empty(cache: Cache | None) -> bool:
-    return cache is None or int(cache.get_seq_length()) == 0
-
-
-def _goes_on(input_ids: torch.LongTensor, cache: Cache | None) -> bool:
-    """Say whether these tokens follow others; a single one does, so that no step of decoding waits for the device."""
-    return cache is not None and (input_ids.shape[1] == 1 or not _is_empty(cache))
-
-
-def _wants_cache(generate_kwargs: dict[str, Any]) -> bool:
-    use_cache = generate_kwargs.get("use_cache")
-    if use_cache is None:
-        use_cache = getattr(generate_kwargs.get("generation_config"), "use_cache", None)
-    return use_cache is not False
 
 
 def _build_language_model(config: PretrainedConfig) -> PreTrainedModel:

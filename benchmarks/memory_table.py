@@ -179,7 +179,8 @@ class Layout:
         self.model = copy.deepcopy(build(name))
         self.quantized: list[tuple[int, int]] = []
         stored_as = PRECISIONS[precision]
-        spared = sys.modules[type(self.model).__module__].UNQUANTIZED
+        package = type(self.model).__module__.rpartition(".")[0]  # as which Transformers imported the code
+        spared = sys.modules[f"{package}.quantization_internvl"].UNQUANTIZED
         for module_name, module in self.model.named_modules():
             if stored_as and isinstance(module, nn.Linear) and not module_name.startswith(spared):
                 self.quantized.append(tuple(module.weight.shape))

@@ -93,6 +93,13 @@ def golden_model(goldens: Path) -> Callable[..., Any]:
     return load
 
 
+@pytest.fixture(params=MODEL_CASES)
+def case(request: pytest.FixtureRequest, golden_case: Callable, golden_model: Callable) -> tuple:
+    """Return each case's model with the backend of the records, its recorded tensors and its JSON."""
+    tensors, record = golden_case(request.param)
+    return golden_model(request.param, attn_implementation="eager"), tensors, record
+
+
 @pytest.fixture(scope="session")
 def tokenizer(goldens: Path) -> Any:
     """The published tokenizer."""

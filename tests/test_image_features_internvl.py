@@ -1,8 +1,8 @@
-"""The handle of encoded pictures keeps features and pictures together."""
+"""The handle of encoded pictures keeps features and pictures together, and a text has a place for each feature."""
 
 import pytest
 import torch
-from internvl_chat.image_features_internvl import EncodedImages
+from internvl_chat.image_features_internvl import EncodedImages, check_places
 
 
 FEATURES = torch.arange(24.0).reshape(4, 3, 2)  # 4 tiles of 3 image tokens
@@ -31,3 +31,9 @@ def test_equal_is_the_same():
 def test_counts_that_do_not_fit(num_tiles):
     with pytest.raises(ValueError, match=r"num_tiles .* but there are features of 4\. Give the number of tiles"):
         EncodedImages(FEATURES, num_tiles)
+
+
+def test_places_and_features():
+    check_places(8, 8, 93)
+    with pytest.raises(ValueError, match=r"places for 4 image tokens \(id 93\), but the pictures have 8\. Build both"):
+        check_places(4, 8, 93)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl_chat.modeling_internvl_chat import InternVLChatModel
-from test_modeling_internvl_chat import TINY_VISION
+from tiny_models import TINY_VISION
 
 
 pytestmark = [

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from test_modeling_internvl_chat import tiles, tiny_model
+from tiny_models import tiles, tiny_model
 
 from benchmarks import memory_table
 from benchmarks.memory_table import (

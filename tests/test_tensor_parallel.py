@@ -9,7 +9,7 @@ import torch
 from internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer
-from test_modeling_internvl_chat import GREEDY, IMAGE_TOKEN, TINY_LLM, TINY_VISION, prompt, tiles, tiny_model
+from tiny_models import GREEDY, IMAGE_TOKEN, TINY_LLM, TINY_VISION, prompt, tiles, tiny_model
 
 
 TESTS = Path(__file__).resolve().parent

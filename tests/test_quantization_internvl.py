@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from internvl_chat.configuration_internvl_chat import InternVLChatConfig
-from internvl_chat.modeling_internvl_chat import UNQUANTIZED, InternVLChatModel
+from internvl_chat.modeling_internvl_chat import InternVLChatModel
+from internvl_chat.quantization_internvl import UNQUANTIZED
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
