@@ -1,36 +1,31 @@
 """InternVL's image processor: pictures to normalised tiles for the ViT, equal to the official code bit for bit.
 
-The tile plan decides which grid a picture gets, and the loading file beside it how a file or an array becomes an RGB
-picture. Here are the settings, resizing, cutting and normalising: "dynamic high resolution" of InternVL 1.5, arXiv
-2404.16821, section 3.3.
+The tile plan decides which grid a picture gets, the loading file how a file or an array becomes an RGB picture, the
+pixel file how that becomes tiles. Here are the settings and the calls: "dynamic high resolution" of InternVL 1.5,
+arXiv 2404.16821, section 3.3.
 
 Shapes: num_tiles is the number of tiles of one picture with its thumbnail, total_tiles that of all pictures of a call.
 """
 
 import math
-import os
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import numbers
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache, partial
 from typing import Any, TypedDict
 
 import numpy as np
-import PIL
 import torch
-from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import Unpack
 
 from .image_loading_internvl import flatten_images, open_picture, picture_size, to_rgb
+from .tile_pixels_internvl import empty_tiles, pad_to_square, write_tiles
 from .tiling_internvl import TilePlan, plan_tiles, plan_together
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# The paper's flexible resolution: from one tile up to 40, of which training saw 12 at most.
-RESOLUTIONS = ("low", "high", "auto")
+# The most tiles of the paper's flexible resolution, of which training saw 12 at most.
 HIGH_RESOLUTION_TILES = 40
 
 
@@ -59,6 +54,7 @@ class ImageSettings:
 
     Raises:
         ValueError: If a value is out of its range.
+        TypeError: If a value is of the wrong type.
     """
 
     min_tiles: int = 1
@@ -74,6 +70,7 @@ class ImageSettings:
     rescale_depth: bool = True
 
     def __post_init__(self) -> None:
+        self._check_types()
         self.plan(1, 1)  # checks the limits and the tile size
         if self.total_max_tiles is not None and self.total_max_tiles < 1:
             raise ValueError(f"total_max_tiles is {self.total_max_tiles}, expected at least 1, or None for no limit.")
@@ -89,6 +86,21 @@ class ImageSettings:
                 f"pad2square makes one square tile, but max_tiles is {self.max_tiles}: "
                 "set max_tiles=1 to pad, or pad2square=False to cut the picture into tiles."
             )
+
+    def _check_types(self) -> None:
+        for name in ("min_tiles", "max_tiles", "total_max_tiles", "tile_size"):
+            value = getattr(self, name)
+            is_count = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            if not is_count and (name, value) != ("total_max_tiles", None):
+                raise TypeError(f"{name} is {value!r}, expected a whole number.")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is bool and not isinstance(value, bool):
+                raise TypeError(f"{field.name} is {value!r}, expected True or False.")
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)) or not all(isinstance(one, numbers.Real) for one in value):
+                raise TypeError(f"{name} is {value!r}, expected three numbers for red, green and blue.")
 
     def plan(self, width: int, height: int) -> TilePlan:
         """Plan the tiles of a picture of this size in pixels."""
@@ -108,8 +120,9 @@ NATIVE_NAMES = {"min_patches": "min_tiles", "max_patches": "max_tiles"}
 # What `preprocessor_config.json` files of other image processors say, the published CLIP-style ones of InternVL among
 # them. Some have a meaning here, which cannot be changed; the others have none.
 FIXED_VALUES = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "resample": 3}
+FIXED_VALUES["rescale_factor"] = 1 / 255
 IGNORED_NAMES = frozenset(
-    ("crop_size", "default_to_square", "do_center_crop", "do_pad", "image_processor_type", "rescale_factor", "size")
+    ("crop_size", "default_to_square", "do_center_crop", "do_pad", "image_processor_type", "size")
 )
 # Kept by Transformers' base class.
 BASE_NAMES = frozenset(("auto_map", "feature_extractor_type", "processor_class"))
@@ -129,7 +142,7 @@ InternVLImagesKwargs = TypedDict(
 
 
 class InternVLImageProcessor(BaseImageProcessor):
-    """Turn images into tiles of 448 x 448 pixels for InternVL.
+    """Turn images into square tiles for InternVL, by default of 448 x 448 pixels.
 
     The settings are those of `ImageSettings`; each can be given here, to `from_pretrained`, and to a single call. A
     call also takes `max_tiles` as a list, one for each image, or `resolution` in its place, for all images or as a
@@ -176,9 +189,9 @@ class InternVLImageProcessor(BaseImageProcessor):
                 of one for each image, None where the processor's own applies.
 
         Returns:
-            `pixel_values` (total_tiles, 3, tile_size, tile_size), float32: for each image the tiles of its grid row by
-            row, then its thumbnail; and `num_patches` (num_images,), int64: tiles per image, thumbnail included. They
-            are named patches because Transformers' own InternVL names them so and TRL reads that name.
+            `pixel_values` (total_tiles, 3, tile_size, tile_size), of type `dtype`: for each image the tiles of its
+            grid row by row, then its thumbnail; and `num_patches` (num_images,), int64: tiles per image, thumbnail
+            included. They are named patches because Transformers' own InternVL names them so and TRL reads that name.
 
         Raises:
             ValueError, TypeError, OSError: If there is no image, one cannot be read, or a setting is wrong.
@@ -194,8 +207,7 @@ class InternVLImageProcessor(BaseImageProcessor):
         plans = _plan_prompts(settings, sizes, limits, [len(group) for group in groups])
         num_patches = np.array([plan.num_tiles for plan in plans], dtype=np.int64)
 
-        side = settings.tile_size
-        pixel_values = _empty((int(num_patches.sum()), 3, side, side), _torch_dtype(dtype))
+        pixel_values = empty_tiles(int(num_patches.sum()), settings.tile_size, _torch_dtype(dtype))
         ends = num_patches.cumsum()
         for picture, name, plan, end in zip(pictures, names, plans, ends, strict=True):
             rgb = to_rgb(
@@ -206,9 +218,9 @@ class InternVLImageProcessor(BaseImageProcessor):
                 rescale_depth=settings.rescale_depth,
             )
             if settings.pad2square:
-                rgb = _pad_to_square(rgb, settings.image_mean)
+                rgb = pad_to_square(rgb, settings.image_mean)
             tiles = pixel_values[end - plan.num_tiles : end]
-            _write_tiles(rgb, plan, settings.image_mean, settings.image_std, out=tiles)
+            write_tiles(rgb, plan, settings.image_mean, settings.image_std, out=tiles)
         # NumPy has no bfloat16, and says so.
         values = pixel_values if return_tensors == "pt" else pixel_values.numpy()
         return BatchFeature({"pixel_values": values, "num_patches": num_patches}, tensor_type=return_tensors)
@@ -300,7 +312,8 @@ class InternVLImageProcessor(BaseImageProcessor):
     def _call_settings(self, changes: dict[str, Any], num_images: int) -> tuple[ImageSettings, list[int]]:
         """Merge the settings of a call into those of the processor, and find the `max_tiles` of each image.
 
-        What is no setting (`return_tensors` and the like) may come along.
+        A limit for each image, or a resolution, takes `min_tiles` down with it. What is no setting (`return_tensors`
+        and the like) may come along.
         """
         changes = _own_names({name: value for name, value in changes.items() if name not in CALL_NAMES})
         current = {field.name: getattr(self, field.name) for field in fields(ImageSettings)}
@@ -310,17 +323,23 @@ class InternVLImageProcessor(BaseImageProcessor):
         if resolution is None and not isinstance(wanted, (list, tuple)):
             settings = _settings(current, changes)
             return settings, [settings.max_tiles] * num_images
-        limits = [self._limit(one) for one in _for_each(resolution or wanted, num_images)]
+        if resolution is None:
+            limits = [self.max_tiles if one is None else one for one in _for_each("max_tiles", wanted, num_images)]
+        else:
+            limits = [self._resolved(one) for one in _for_each("resolution", resolution, num_images)]
+        for limit in limits:
+            _settings(current, changes | {"max_tiles": limit, "min_tiles": 1})  # checks it
         changes["max_tiles"] = max(limits, default=1)
-        changes["min_tiles"] = min(changes.get("min_tiles", self.min_tiles), max(changes["max_tiles"], 1))
+        changes["min_tiles"] = min(changes.get("min_tiles", self.min_tiles), changes["max_tiles"])
         return _settings(current, changes), limits
 
-    def _limit(self, wanted: str | int | None) -> int:
-        """Turn a resolution or a number of tiles into a number of tiles."""
-        if isinstance(wanted, str) and wanted not in RESOLUTIONS:
-            raise ValueError(f"resolution is {wanted!r}, expected 'low' (one tile), 'high' (40) or 'auto'.")
+    def _resolved(self, resolution: str | None) -> int:
+        """Turn a resolution into a number of tiles."""
         own = self.max_tiles
-        return {None: own, "auto": own, "low": 1, "high": max(own, HIGH_RESOLUTION_TILES)}.get(wanted, wanted)
+        limits = {None: own, "auto": own, "low": 1, "high": max(own, HIGH_RESOLUTION_TILES)}
+        if resolution not in limits:
+            raise ValueError(f"resolution is {resolution!r}, expected 'low' (one tile), 'high' (40) or 'auto'.")
+        return limits[resolution]
 
 
 def _by_prompt(images: Any) -> list[list[Any]]:
@@ -330,14 +349,14 @@ def _by_prompt(images: Any) -> list[list[Any]]:
     return [flatten_images(images)]
 
 
-def _for_each(value: Any, num_images: int) -> list[Any]:
+def _for_each(name: str, value: Any, num_images: int) -> list[Any]:
     """Repeat a setting for every image, unless it is a list, which may be nested as the images are."""
     if not isinstance(value, (list, tuple)):
         return [value] * num_images
     values = flatten_images(value)
     if len(values) != num_images:
         raise ValueError(
-            f"max_tiles or resolution has {len(values)} values, {values}, for {num_images} images: "
+            f"{name} has {len(values)} values, {values}, for {num_images} images: "
             "give one for each image, None where the processor's own applies, or a single one for all."
         )
     return values
@@ -397,108 +416,6 @@ def _side(size: int | dict[str, int]) -> int:
     if len(sides) != 1:
         raise ValueError(f"size is {size}, expected a square: set tile_size to the side of the model's tiles.")
     return sides.pop()
-
-
-def _pad_to_square(picture: Image.Image, mean: tuple[float, ...]) -> Image.Image:
-    """Put an RGB picture in the middle of a square of the mean colour; rounded down where it cannot be the middle."""
-    width, height = picture.size
-    side = max(width, height)
-    square = Image.new("RGB", (side, side), tuple(int(channel * 255) for channel in mean))
-    square.paste(picture, ((side - width) // 2, (side - height) // 2))
-    return square
-
-
-def _write_tiles(
-    picture: Image.Image, plan: TilePlan, mean: tuple[float, ...], std: tuple[float, ...], out: torch.Tensor
-) -> None:
-    """Resize an RGB picture, cut it by the plan and write the normalised tiles to `out` (num_tiles, 3, side, side).
-
-    PIL resizes in two passes, and what the second makes of a column of tiles depends on that column alone.
-    """
-    side, (width, height) = plan.tile_size, plan.canvas_size
-    first_height = picture.height if _resizes_width_first(picture.size, plan.canvas_size) else height
-    # The thumbnail is made from the picture, not from the canvas, which has other proportions.
-    sizes = [(width, first_height)] + [(side, side)] * plan.has_thumbnail
-    wide, *thumbnail = _share([partial(_resize, picture, size) for size in sizes])
-
-    def make_column(left: int) -> list[np.ndarray]:
-        return _bands(_resize(wide.crop((left, 0, left + side, first_height)), (side, height)))
-
-    columns = _share([partial(make_column, left) for left in range(0, width, side)])
-    tiles = [[band[top : top + side] for band in column] for top in range(0, height, side) for column in columns]
-    tiles += map(_bands, thumbnail)
-    _share([partial(_normalise, tile, mean, std, values) for tile, values in zip(tiles, out, strict=True)])
-
-
-def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return picture.resize(size, Image.Resampling.BICUBIC)
-
-
-def _resizes_width_first(size: tuple[int, int], new_size: tuple[int, int]) -> bool:
-    """Tell whether PIL surely resizes a picture's width before its height: the first pass rounds for the second.
-
-    So did all releases before Pillow 13, which begins with a height that shrinks by more than twice as many pixels as
-    the width (found by trying). What later releases do with heights that shrink is not known.
-    """
-    pillow = int(PIL.__version__.split(".")[0])
-    loss, height_loss = (old - new for old, new in zip(size, new_size, strict=True))
-    return height_loss <= 0 or pillow < 13 or (pillow == 13 and height_loss <= 2 * loss)
-
-
-def _share(tasks: list[Callable[[], Any]]) -> list[Any]:
-    """Run tasks in as many threads as PyTorch uses, this one among them, and return what each returns.
-
-    In the workers of a DataLoader that is this thread alone.
-    """
-    waiting, results = deque(enumerate(tasks)), [None] * len(tasks)
-
-    def work() -> None:
-        while waiting:
-            try:
-                index, task = waiting.popleft()
-            except IndexError:  # another thread took the last one just now
-                return
-            results[index] = task()
-
-    num_threads = torch.get_num_threads()
-    others = [_threads(os.getpid(), num_threads).submit(work) for _ in range(min(num_threads, len(tasks)) - 1)]
-    work()
-    for other in others:
-        other.result()
-    return results
-
-
-@lru_cache(maxsize=1)
-def _threads(process_id: int, num_threads: int) -> ThreadPoolExecutor:
-    """Keep threads from call to call, each of which has memory of its own; a forked process needs new ones."""
-    return ThreadPoolExecutor(num_threads, thread_name_prefix=f"tiles-{process_id}")
-
-
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Make a tensor of unset values. NumPy asks for huge pages of memory, which PyTorch does not: they fill faster."""
-    return torch.from_numpy(np.empty(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
-
-
-def _bands(picture: Image.Image) -> list[np.ndarray]:
-    """Take an RGB picture apart: red, green and blue, each (height, width), uint8."""
-    shape = (picture.height, picture.width)
-    return [np.frombuffer(picture.tobytes("raw", band), dtype=np.uint8).reshape(shape) for band in "RGB"]
-
-
-def _normalise(
-    bands: Sequence[np.ndarray], mean: tuple[float, ...], std: tuple[float, ...], out: torch.Tensor
-) -> None:
-    """Write the bands of a tile to `out` (3, height, width), normalised in float32 whatever the type of `out`.
-
-    The order of the operations, each rounded to float32, is that of torchvision's `ToTensor` and `Normalize`.
-    """
-    normalised = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
-    for band, band_mean, band_std, values in zip(bands, mean, std, normalised.numpy(), strict=True):
-        np.divide(band, np.float32(255), out=values, dtype=np.float32)
-        np.subtract(values, np.float32(band_mean), out=values)
-        np.divide(values, np.float32(band_std), out=values)
-    if normalised is not out:
-        out.copy_(normalised)
 
 
 __all__ = ["InternVLImageProcessor"]

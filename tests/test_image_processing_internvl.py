@@ -1,7 +1,6 @@
 import hashlib
 import io
 import json
-import multiprocessing
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -16,12 +15,10 @@ from internvl_chat.image_processing_internvl import (
     IMAGENET_STD,
     ImageSettings,
     InternVLImageProcessor,
-    _bands,
-    _normalise,
-    _resizes_width_first,
-    _write_tiles,
 )
+from internvl_chat.tile_pixels_internvl import _bands, _normalise, write_tiles
 from internvl_chat.tiling_internvl import TilePlan
+from pictures import gradient, normalised, official_steps
 from PIL import Image
 from safetensors.numpy import load_file
 from transformers import CLIPImageProcessor
@@ -52,29 +49,6 @@ def sha256(array):
     return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
 
 
-def gradient(width, height):
-    """Red grows to the right and green downwards; blue runs along the diagonal and jumps."""
-    x, y = np.arange(width)[None, :], np.arange(height)[:, None]
-    channels = np.broadcast_arrays(255 * x // width, 255 * y // height, (3 * x + 5 * y) % 256)
-    return Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
-
-
-def normalised(picture):
-    """What torchvision's ToTensor and Normalize make of an 8-bit picture, step by step: (3, height, width)."""
-    mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float().div(255).sub(mean).div(std)
-
-
-def official_steps(picture, columns, rows, side):
-    """The official preprocessing restated: resize, crop each tile, normalise it, thumbnail last, stack."""
-    canvas = picture.resize((columns * side, rows * side), Image.Resampling.BICUBIC)
-    corners = [(column * side, row * side) for row in range(rows) for column in range(columns)]
-    tiles = [canvas.crop((left, top, left + side, top + side)) for left, top in corners]
-    if len(tiles) > 1:
-        tiles.append(picture.resize((side, side), Image.Resampling.BICUBIC))
-    return torch.stack([normalised(tile) for tile in tiles])
-
-
 @pytest.fixture(scope="module")
 def processor():
     return InternVLImageProcessor()
@@ -89,6 +63,7 @@ def folder(tmp_path):
         "image_loading_internvl.py",
         "image_processing_internvl.py",
         "preprocessor_config.json",
+        "tile_pixels_internvl.py",
         "tiling_internvl.py",
     ):
         shutil.copy(ROOT / name, path)
@@ -110,74 +85,6 @@ def test_equals_the_official_steps(processor, size, grid):
     assert torch.equal(outputs["pixel_values"], expected)
     outputs = processor(picture, tile_size=14, use_thumbnail=False)
     assert torch.equal(outputs["pixel_values"], expected[: grid[0] * grid[1]])
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize(
-    ("size", "grid"),
-    [
-        ((1, 1), (1, 1)),
-        ((1, 700), (1, 5)),
-        ((700, 1), (5, 1)),
-        ((131, 257), (2, 3)),
-        ((28, 28), (2, 2)),  # nothing to resize
-        ((97, 128), (7, 4)),
-    ],
-)
-def test_threads_change_nothing(size, grid, threads, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    noise = np.random.default_rng(size[0]).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    picture = Image.fromarray(noise)
-    columns, rows = grid
-    plan = TilePlan(columns, rows, tile_size=14, has_thumbnail=columns * rows > 1)
-    out = torch.full((plan.num_tiles, 3, 14, 14), torch.nan)
-    _write_tiles(picture, plan, IMAGENET_MEAN, IMAGENET_STD, out=out)
-    assert torch.equal(out, official_steps(picture, columns, rows, side=14))
-
-
-def test_pass_order_of_pil():
-    """Wherever the width is said to come first, two separate passes give PIL's own result."""
-    rng = np.random.default_rng(0)
-    sizes = rng.integers(8, 120, (300, 4)).tolist()
-    sizes += [(90, 100, 80, 80), (90, 100, 80, 79), (90, 100, 100, 99), (90, 100, 100, 101), (50, 50, 50, 49)]
-    width_first = 0
-    for width, height, new_width, new_height in sizes:
-        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        if _resizes_width_first(picture.size, (new_width, new_height)):
-            width_first += 1
-            passes = picture.resize((new_width, height), Image.Resampling.BICUBIC)
-            passes = passes.resize((new_width, new_height), Image.Resampling.BICUBIC)
-            assert passes == picture.resize((new_width, new_height), Image.Resampling.BICUBIC), picture.size
-    assert width_first > 150
-
-
-@pytest.mark.parametrize(("version", "first"), [("9.5.0", True), ("13.1", False), ("14.0.0.dev0", False)])
-def test_pass_order_by_release(version, first, monkeypatch):
-    monkeypatch.setattr(PIL, "__version__", version)
-    assert _resizes_width_first((90, 100), (80, 79)) == first
-    assert _resizes_width_first((90, 100), (80, 80)) == (version != "14.0.0.dev0")
-    assert _resizes_width_first((90, 100), (80, 100))
-
-
-def _tiles_in_child(picture):
-    return InternVLImageProcessor(tile_size=14)(picture)["pixel_values"].numpy()
-
-
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
-def test_a_forked_process_has_threads_of_its_own(processor, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    picture = gradient(60, 45)
-    expected = processor(picture, tile_size=14)["pixel_values"]
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        values = pool.apply_async(_tiles_in_child, (picture,)).get(timeout=60)
-    np.testing.assert_array_equal(values, expected.numpy())
-
-
-def test_every_sample_is_normalised_as_by_the_official_transform():
-    samples = Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2))
-    values = torch.empty(3, 1, 256)
-    _normalise(_bands(samples), IMAGENET_MEAN, IMAGENET_STD, out=values)
-    assert torch.equal(values, normalised(samples))
 
 
 def test_known_hashes(processor):
@@ -379,6 +286,11 @@ def test_published_configs_load(size):
         ({"do_normalize": False}, ValueError, "do_normalize is always True for InternVL's tiles: leave it out"),
         ({"resample": 2}, ValueError, "resample is always 3 for InternVL's tiles"),
         ({"total_max_tiles": 0}, ValueError, "total_max_tiles is 0, expected at least 1, or None for no limit"),
+        ({"rescale_factor": 0.5}, ValueError, "rescale_factor is always 0.0039"),
+        ({"use_thumbnail": "false"}, TypeError, "use_thumbnail is 'false', expected True or False"),
+        ({"max_tiles": 2.5}, TypeError, "max_tiles is 2.5, expected a whole number"),
+        ({"tile_size": "448"}, TypeError, "tile_size is '448', expected a whole number"),
+        ({"image_mean": 0.5}, TypeError, "image_mean is 0.5, expected three numbers"),
     ],
 )
 def test_wrong_settings(processor, settings, error, message):
@@ -393,6 +305,8 @@ def test_wrong_settings(processor, settings, error, message):
     [
         ({"max_tiles": [1, 2]}, r"has 2 values, \[1, 2\], for 1 images: give one for each image"),
         ({"max_tiles": [0]}, "max_tiles is 0, expected at least min_tiles"),
+        ({"resolution": ["low", "low"]}, r"resolution has 2 values, .*, for 1 images"),
+        ({"resolution": 5}, "resolution is 5, expected 'low'"),
         ({"resolution": "mid"}, "resolution is 'mid', expected 'low' .one tile., 'high' .40. or 'auto'"),
         ({"resolution": "low", "max_tiles": 2}, "resolution and max_tiles are both given"),
         ({"pad2square": True, "resolution": "high"}, "pad2square makes one square tile, but max_tiles is 40"),
@@ -403,6 +317,12 @@ def test_wrong_settings(processor, settings, error, message):
 def test_wrong_settings_of_a_call(processor, settings, message):
     with pytest.raises(ValueError, match=message):
         processor(gradient(4, 4), **settings)
+
+
+@pytest.mark.parametrize("limit", ["high", "3", 1.0, True])
+def test_limits_of_images_are_whole_numbers(processor, limit):
+    with pytest.raises(TypeError, match=f"max_tiles is {limit!r}, expected a whole number"):
+        processor([gradient(4, 4)] * 2, max_tiles=[1, limit])
 
 
 def test_size_must_be_square():
@@ -488,7 +408,7 @@ def test_recorded_tiles_and_pixel_values(goldens, recorded):
         for changes, answer in settings:
             plan = processor.plan(picture.size, **changes)
             samples = torch.empty(plan.num_tiles, 3, 448, 448)
-            _write_tiles(picture, plan, (0, 0, 0), (1, 1, 1), out=samples)
+            write_tiles(picture, plan, (0, 0, 0), (1, 1, 1), out=samples)
             tiles = [sha256(np.rint(255 * tile).astype(np.uint8).transpose(1, 2, 0)) for tile in samples.numpy()]
             outputs = processor(picture, return_tensors="np", **changes)
             got = [tiles, [plan.num_tiles], sha256(outputs["pixel_values"])]
