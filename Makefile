@@ -56,7 +56,7 @@ bench: $(VENV)/ready $(addprefix bench-,$(BENCHMARKS))  ## All benchmarks: make 
 	$(RUN) -m benchmarks.report
 
 bench-%: $(VENV)/ready
-	$(RUN) -m benchmarks.$* --layout $(LAYOUT)
+	$(RUN) -m benchmarks.$* $(if $(filter-out preprocessing,$*),--layout $(LAYOUT))
 
 clean:
 	rm -rf $(VENV) .venvs

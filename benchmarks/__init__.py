@@ -1,1 +1,1 @@
-"""Benchmarks: one command per question, each with its peer measured in the same run; see RESULTS.md."""
+"""Benchmarks: one command per question; what a ratio compares is measured in the same run; see RESULTS.md."""

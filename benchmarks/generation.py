@@ -2,10 +2,13 @@
 
     python -m benchmarks.generation --layout 2b --tiles 1 7 13 41
 
-The first token comes after tiles, vision encoder and prompt; pictures are already tiles. Decoding is the median step.
+The picture is cut into tiles beforehand; the first token comes after the vision encoder and the prompt. What each
+further token takes is the median step of an answer.
 """
 
+import argparse
 import statistics
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,27 +26,33 @@ def step_times(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int) -> 
     return clock.times
 
 
-def main() -> None:
-    """Measure and write the result."""
-    line = measure.parser(__doc__)
-    line.add_argument("--new-tokens", type=int, default=16, help="tokens of an answer")
-    options = line.parse_args()
-    measure.prepare(options)
+def cases(options: argparse.Namespace) -> Iterator[list[dict]]:
+    """Measure the models in turns, for each number of tiles."""
     models = {who: build(who, options.layout, options.device, options.dtype) for who in WHO}
-    content = []
     for num_tiles in options.tiles:
         inputs = make_inputs(options.layout, num_tiles, options.device, options.dtype)
         first: dict[str, list[float]] = {who: [] for who in WHO}
         step: dict[str, list[float]] = {who: [] for who in WHO}
         for turn in range(options.repeats + 1):
             for who, model in models.items():
-                times = [1000 * seconds for seconds in step_times(model, inputs, options.new_tokens)]
+                measure.rest()
+                times = step_times(model, inputs, options.new_tokens)
                 if turn:
                     first[who].append(times[0])
                     step[who].append(statistics.median(b - a for a, b in zip(times, times[1:], strict=False)))
-        content += measure.rows(f"{num_tiles} tiles, first token", first, "ms", PEER)
-        content += measure.rows(f"{num_tiles} tiles, each further token", step, "ms", PEER)
-    measure.write("generation", "How long do the first and each further token take?", options, content)
+        yield [
+            *measure.rows(f"{num_tiles} tiles, first token", measure.milliseconds(first), "ms", PEER),
+            *measure.rows(f"{num_tiles} tiles, each further token", measure.milliseconds(step), "ms", PEER),
+        ]
+
+
+def main() -> None:
+    """Measure and write the result."""
+    line = measure.parser(__doc__, tiles=(1, 7, 13))
+    line.add_argument("--new-tokens", type=int, default=16, help="tokens of an answer, at least 2")
+    options = line.parse_args()
+    measure.prepare(options)
+    measure.write("generation", "How long do the first and each further token take?", options, cases(options))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
 """How do time and memory grow with tiles, pictures and turns?
 
-    python -m benchmarks.growth --layout 2b --tiles 1 7 13 25 41
+    python -m benchmarks.memory --layout 2b
+    python -m benchmarks.growth --layout 2b
 
-Tiles: one picture of so many. Pictures: so many of one tile each. Turns: the wait for the first token of the next
-question after so many turns about a picture of 13 tiles, in a session and by `chat`. Writes a plot beside the data.
+Pictures: so many of one tile each, without a peer. Turns: the wait for the first token of the next question after so
+many turns about a picture of 13 tiles, in a session and by `chat`. A plot is written beside the data; its curves over
+tiles are what `memory` has written into the same folder.
 """
 
-from pathlib import Path
+import argparse
+from collections.abc import Iterator
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from benchmarks import measure
-from benchmarks.models import OURS, WHO, answer_options, build, load_tokenizer, make_inputs
+from benchmarks.models import OURS, answer_options, build, load_tokenizer, make_inputs
 from benchmarks.second_turn import SESSION, STATELESS
 
 
@@ -21,36 +24,32 @@ TURN_COUNTS = (1, 2, 4, 8)
 TILES_OF_TURNS = 13
 
 
-def grow_tiles(options: Any) -> list[dict]:
-    """Measure one answer about a picture, for each number of tiles, in a process of its own."""
-    content = []
-    for num_tiles in options.tiles:
-        answers = {who: measure.in_child("memory", options, who=who, tiles=num_tiles) for who in WHO}
-        seconds = {who: [1000 * answer["first_token"]] for who, answer in answers.items()}
-        memory = {who: [answer["bytes"] / measure.GIB] for who, answer in answers.items()}
-        for quantity, samples, unit in (("first token", seconds, "ms"), ("memory", memory, "GiB")):
-            new = measure.rows(f"{quantity}, {num_tiles} tiles", samples, unit)
-            content += [{**row, "against": "tiles", "x": num_tiles, "quantity": quantity} for row in new]
-    return content
+def curve_of_tiles(options: argparse.Namespace) -> list[dict]:
+    """Return what `memory` measured for the same layout and kind of device; nothing, and a hint, if it did not."""
+    path = measure.result_path("memory", options)
+    if path.is_file():
+        return measure.read_rows(path)
+    command = f"python -m benchmarks.memory --layout {options.layout} --device {options.device}"
+    print(f"The plot will have no tiles: found no {path.name} in {options.output}; for it, first run `{command}`.")
+    return []
 
 
-def grow_pictures(options: Any, model: Any, tokenizer: Any) -> list[dict]:
+def grow_pictures(options: argparse.Namespace, model: Any, tokenizer: Any) -> Iterator[list[dict]]:
     """Measure one answer about several pictures of one tile."""
-    content, one_token = [], answer_options(model, tokenizer, new_tokens=1)
+    one_token = answer_options(model, tokenizer, new_tokens=1)
     for count in options.pictures:
         pixels = make_inputs(options.layout, count, options.device, options.dtype)["pixel_values"]
         settings = {"num_patches_list": [1] * count}
         question = "<image>\n" * count + "Compare them."
         call = {OURS: lambda p=pixels, q=question, s=settings: model.chat(tokenizer, p, q, one_token, **s)}
-        samples = milliseconds(measure.in_turns(call, options.repeats))
-        new = measure.rows(f"first token, {count} pictures", samples, "ms")
-        content += [{**row, "against": "pictures", "x": count, "quantity": "first token"} for row in new]
-    return content
+        samples = measure.milliseconds(measure.in_turns(call, options.repeats))
+        place = {"against": "pictures", "x": count, "quantity": "first token"}
+        yield measure.rows(f"first token, {count} pictures", samples, "ms", **place)
 
 
-def grow_turns(options: Any, model: Any, tokenizer: Any) -> list[dict]:
+def grow_turns(options: argparse.Namespace, model: Any, tokenizer: Any) -> Iterator[list[dict]]:
     """Measure the next question after several turns about one picture."""
-    content, one_token = [], answer_options(model, tokenizer, new_tokens=1)
+    one_token = answer_options(model, tokenizer, new_tokens=1)
     pixels = make_inputs(options.layout, TILES_OF_TURNS, options.device, options.dtype)["pixel_values"]
     with model.start_chat(tokenizer, pixels, one_token) as session:
         for count in options.turns:
@@ -67,14 +66,16 @@ def grow_turns(options: Any, model: Any, tokenizer: Any) -> list[dict]:
                 model.chat(tokenizer, pixels, next(questions), one_token, history=history)
 
             seconds = measure.in_turns({SESSION: ask_session, STATELESS: ask_again}, options.repeats)
-            new = measure.rows(f"first token after {count} turns", milliseconds(seconds), "ms", STATELESS)
-            content += [{**row, "against": "turns", "x": count, "quantity": "first token"} for row in new]
-    return content
+            samples = measure.milliseconds(seconds)
+            place = {"against": "turns", "x": count, "quantity": "first token"}
+            yield measure.rows(f"first token after {count} turns", samples, "ms", STATELESS, **place)
 
 
-def milliseconds(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Convert samples in seconds."""
-    return {who: [1000 * value for value in values] for who, values in seconds.items()}
+def cases(options: argparse.Namespace) -> Iterator[list[dict]]:
+    """Measure what grows with pictures and with turns."""
+    model, tokenizer = build(OURS, options.layout, options.device, options.dtype), load_tokenizer()
+    yield from grow_pictures(options, model, tokenizer)
+    yield from grow_turns(options, model, tokenizer)
 
 
 def plot(content: list[dict]) -> Figure:
@@ -96,17 +97,14 @@ def plot(content: list[dict]) -> Figure:
 
 def main() -> None:
     """Measure, write the result and draw the plot."""
-    line = measure.parser(__doc__, tiles=(1, 7, 13, 25, 41), repeats=3)
+    line = measure.parser(__doc__, repeats=3)
     line.add_argument("--pictures", type=int, nargs="+", default=list(PICTURE_COUNTS), help="pictures of one tile")
     line.add_argument("--turns", type=int, nargs="+", default=list(TURN_COUNTS), help="turns before the question")
     options = line.parse_args()
     measure.prepare(options)
-    content = grow_tiles(options)
-    model = build(OURS, options.layout, options.device, options.dtype)
-    tokenizer = load_tokenizer()
-    content += grow_pictures(options, model, tokenizer) + grow_turns(options, model, tokenizer)
-    path: Path = measure.write("growth", "How do time and memory grow?", options, content)
-    plot(content).savefig(path.with_suffix(".png"), dpi=120)
+    tiles = curve_of_tiles(options)
+    path = measure.write("growth", "How do time and memory grow?", options, cases(options))
+    plot(tiles + measure.read_rows(path)).savefig(path.with_suffix(".png"), dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """How things are measured and written down: times in turns, peaks of memory, tables, JSON files.
 
 A row of a result is one quantity of one subject in one case: `case`, `who`, `unit`, `median`, `low`, `high`, and
-`ratio`, its median over that of the reference of the same case.
+`ratio`, its median over that of the reference of the same case. What a plot needs comes on top: `against` what it is
+drawn, at which `x`, and the `quantity`.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,39 @@ MODULES = {"pillow": "PIL"}  # where a package is imported under another name
 GIB = 2**30
 
 
-def parser(description: str | None, tiles: Sequence[int] = (1, 7, 13), repeats: int = 5) -> argparse.ArgumentParser:
-    """Make a command line with the options that all benchmarks have."""
+def parser(
+    description: str | None,
+    *,
+    tiles: Sequence[int] = (),
+    repeats: int = 5,
+    has_model: bool = True,
+    has_children: bool = False,
+) -> argparse.ArgumentParser:
+    """Make a command line with the options that a benchmark reads.
+
+    Args:
+        description: What the benchmark says of itself.
+        tiles: Default of `--tiles`; empty for a benchmark that has no such option.
+        repeats: Default of `--repeats`.
+        has_model: Whether a model is measured: its sizes, device and dtype can be chosen.
+        has_children: Whether each measurement has a process of its own, see `in_child`.
+
+    Returns:
+        The command line.
+    """
     line = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    line.add_argument("--layout", choices=["tiny", "2b", "26b"], default="2b", help="sizes of the model")
-    line.add_argument("--tiles", type=int, nargs="+", default=list(tiles), help="tiles of the picture, with thumbnail")
-    line.add_argument("--repeats", type=int, default=repeats, help="measurements of each, after one that is not kept")
-    line.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    line.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    if has_model:
+        line.add_argument("--layout", choices=["tiny", "2b", "26b"], default="2b", help="sizes of the model")
+        line.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        line.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    else:
+        line.set_defaults(layout="any", device="cpu", dtype="float32")
+    if tiles:
+        line.add_argument("--tiles", type=int, nargs="+", default=list(tiles), help="of the picture, with thumbnail")
+    how = "each in a new process" if has_children else "after one that is not kept"
+    line.add_argument("--repeats", type=int, default=repeats, help=f"measurements of each, {how}")
+    if has_children:
+        line.add_argument("--child", help="for the processes that measure")
     line.add_argument("--threads", type=int, default=0, help="CPU threads of PyTorch; 0: its own choice")
     line.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON files")
     return line
@@ -54,8 +80,6 @@ def prepare(options: argparse.Namespace) -> None:
 def in_turns(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Time calls in turns, so that whatever else the machine does meets all of them.
 
-    Threads of OpenMP look busily for more work for a while after each call: a rest keeps them out of the next one.
-
     Args:
         calls: What to time, by name.
         repeats: How often; a first round warms up and is not kept.
@@ -66,8 +90,7 @@ def in_turns(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, lis
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
-            synchronise()
-            time.sleep(REST_SECONDS)
+            rest()
             started = time.perf_counter()
             call()
             synchronise()
@@ -80,6 +103,17 @@ def synchronise() -> None:
     """Wait for the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def rest() -> None:
+    """Let the former subject come to an end: OpenMP's threads look busily for more work for a while after a call."""
+    synchronise()
+    time.sleep(REST_SECONDS)
+
+
+def milliseconds(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Convert samples in seconds."""
+    return {who: [1000 * value for value in values] for who, values in seconds.items()}
 
 
 class StepClock:
@@ -174,7 +208,9 @@ def child_options(text: str) -> argparse.Namespace:
     return options
 
 
-def rows(case: str, samples: dict[str, Sequence[float]], unit: str, reference: str | None = None) -> list[dict]:
+def rows(
+    case: str, samples: dict[str, Sequence[float]], unit: str, reference: str | None = None, **more: Any
+) -> list[dict]:
     """Sum up the samples of one case.
 
     Args:
@@ -182,6 +218,7 @@ def rows(case: str, samples: dict[str, Sequence[float]], unit: str, reference: s
         samples: Numbers by subject.
         unit: Their unit.
         reference: The subject that the others are compared with; None for no comparison.
+        **more: Further fields of every row.
 
     Returns:
         One row per subject.
@@ -192,7 +229,7 @@ def rows(case: str, samples: dict[str, Sequence[float]], unit: str, reference: s
         median = statistics.median(values)
         ratio = median / base if base else None
         row = {"case": case, "who": who, "unit": unit, "median": median, "low": min(values), "high": max(values)}
-        result.append({**row, "ratio": ratio})
+        result.append({**row, "ratio": ratio, **more})
     return result
 
 
@@ -212,21 +249,20 @@ def table(content: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-def write(name: str, question: str, options: argparse.Namespace, content: Sequence[dict]) -> Path:
-    """Print the table and write the JSON file of a benchmark.
+def write(name: str, question: str, options: argparse.Namespace, cases: Iterable[list[dict]]) -> Path:
+    """Print the table and write the JSON file of a benchmark, case by case: a run that is stopped keeps what it has.
 
     Args:
         name: Of the benchmark's module.
         question: What it answers, in a line.
         options: Its options.
-        content: Its rows.
+        cases: The rows of one case after the other; they are measured as they are asked for.
 
     Returns:
-        The file, named after benchmark, layout and kind of device.
+        The file, see `result_path`.
     """
-    print(table(content))
     options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / f"{name}.{options.layout}.{options.device.split(':')[0]}.json"
+    path = result_path(name, options)
     result = {
         "name": name,
         "question": question,
@@ -235,10 +271,24 @@ def write(name: str, question: str, options: argparse.Namespace, content: Sequen
         "dtype": str(options.dtype).removeprefix("torch."),
         "machine": machine(options.device),
         "versions": versions(),
-        "rows": list(content),
+        "rows": [],
     }
-    path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    print(table([]))
+    for new in cases:
+        print(*table(new).splitlines()[2:], sep="\n", flush=True)  # without the head
+        result["rows"] += new
+        path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     return path
+
+
+def result_path(name: str, options: argparse.Namespace) -> Path:
+    """Return the JSON file of a benchmark, named after its module, the layout and the kind of device."""
+    return options.output / f"{name}.{options.layout}.{options.device.split(':')[0]}.json"
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Return the rows of a file that `write` wrote."""
+    return json.loads(path.read_text("utf-8"))["rows"]
 
 
 def machine(device: str) -> str:

@@ -17,7 +17,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 from weakref import WeakSet, finalize
 
@@ -26,55 +25,20 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedModel
+from transformers import AutoModel, DynamicCache, PreTrainedModel
 from transformers.integrations.accelerate import get_balanced_memory, infer_auto_device_map
 
+from benchmarks.measure import GIB
+from benchmarks.models import our_config
 
-ROOT = Path(__file__).resolve().parent.parent
-GIB, MIB = 1 << 30, 1 << 20
+
+MIB = 1 << 20
 RESERVE = GIB
 HEADROOM = 3 * GIB  # of each of several GPUs, which max_memory leaves to pictures and text
 SLIM_LAYERS = 2
 TEXT_TOKENS = 512  # of questions and answers, beside the pictures
 MAX_TILES = 41  # 40 and a thumbnail
-VISION_300M = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "qkv_bias": True,
-    "qk_normalization": False,
-    "norm_type": "layer_norm",
-}
-# The published models' shapes, where they are not those of this folder's config.json.
-LAYOUTS: dict[str, dict[str, dict[str, Any]]] = {
-    "26B": {},
-    "4B": {
-        "vision_config": VISION_300M,
-        "llm_config": {
-            "model_type": "phi3",
-            "hidden_size": 3072,
-            "intermediate_size": 8192,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 32,
-            "vocab_size": 32020,
-            "pad_token_id": 0,
-        },
-    },
-    "2B": {
-        "vision_config": VISION_300M,
-        "llm_config": {
-            "model_type": "internlm2",
-            "hidden_size": 2048,
-            "intermediate_size": 8192,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "vocab_size": 92553,
-        },
-    },
-}
+PUBLISHED = ("26b", "4b", "2b")  # layouts of the table
 # Precision -> how a weight (out, in) of the language model's layers is stored, as (shape, dtype) of its tensors.
 Stored = list[tuple[tuple[int, ...], torch.dtype]]
 PRECISIONS: dict[str, Callable[[int, int], Stored] | None] = {
@@ -166,7 +130,7 @@ class Layout:
     """A model without weights.
 
     Args:
-        name: A key of `LAYOUTS`.
+        name: A key of `models.LAYOUTS`.
         precision: A key of `PRECISIONS`.
 
     Attributes:
@@ -176,7 +140,7 @@ class Layout:
 
     def __init__(self, name: str, precision: str = "bf16") -> None:
         self.name, self.precision = name, precision
-        self.model = copy.deepcopy(build(name))
+        self.model = copy.deepcopy(build_empty(name))
         self.quantized: list[tuple[int, int]] = []
         stored_as = PRECISIONS[precision]
         package = type(self.model).__module__.rpartition(".")[0]  # as which Transformers imported the code
@@ -267,19 +231,17 @@ class Layout:
 
 
 @cache
-def build(name: str, num_layers: int | None = None) -> PreTrainedModel:
+def build_empty(name: str, num_layers: int | None = None) -> PreTrainedModel:
     """Build a model on the meta device, in bf16.
 
     Args:
-        name: A key of `LAYOUTS`.
+        name: A key of `models.LAYOUTS`.
         num_layers: Layers of each part; None means as many as the config says.
 
     Returns:
         The model.
     """
-    config = AutoConfig.from_pretrained(ROOT, trust_remote_code=True)
-    if LAYOUTS[name]:
-        config = type(config)(**{**config.to_dict(), **LAYOUTS[name]})
+    config = our_config(name)
     if num_layers is not None:
         config.vision_config.num_hidden_layers = config.llm_config.num_hidden_layers = num_layers
     with torch.device("meta"):
@@ -293,14 +255,14 @@ def need_in_16_bits(name: str, num_tiles: int, vision_batch_size: int | None = N
     The model that runs has `SLIM_LAYERS` layers in each part: only keys and values pile up from layer to layer.
 
     Args:
-        name: A key of `LAYOUTS`.
+        name: A key of `models.LAYOUTS`.
         num_tiles: Tiles, thumbnail included.
         vision_batch_size: Tiles at once; None means the config's number.
 
     Returns:
         The bytes.
     """
-    model, num_layers = build(name, SLIM_LAYERS), build(name).config.llm_config.num_hidden_layers
+    model, num_layers = build_empty(name, SLIM_LAYERS), build_empty(name).config.llm_config.num_hidden_layers
     side = model.config.tile_size
     pixel_values = torch.empty(num_tiles, 3, side, side, dtype=torch.bfloat16, device="meta")
     with torch.no_grad(), FusedAttention(), AliveBytes(model) as seeing:
@@ -334,18 +296,18 @@ def single_gpu_table(sizes: list[int]) -> str:
         + " |",
         "|---" * (5 + len(sizes)) + "|",
     ]
-    for name in LAYOUTS:
+    for name in PUBLISHED:
         for precision in PRECISIONS:
             for on_cpu in ((), ("vision_model",)):
                 layout = Layout(name, precision)
-                if on_cpu and name != "26B":
+                if on_cpu and name != "26b":
                     continue
                 one, two = layout.need(1, 1), layout.need(2, 2)
                 cells = [_cell(layout, size * GIB, on_cpu) for size in sizes]
                 weights = layout.weights() - sum(layout.weights(part) for part in on_cpu)
                 label = f"{precision}, vision encoder on the CPU" if on_cpu else precision
                 lines.append(
-                    f"| {name} | {label} | {weights / GIB:.1f} GiB | {(two.cache - one.cache) / MIB:.0f} MiB "
+                    f"| {name.upper()} | {label} | {weights / GIB:.1f} GiB | {(two.cache - one.cache) / MIB:.0f} MiB "
                     f"| {(two.vision - one.vision) / MIB:.0f} MiB | " + " | ".join(cells) + " |"
                 )
     return "\n".join(lines)
@@ -367,7 +329,7 @@ def many_gpus_table(machines: list[str]) -> str:
         "|---" * 5 + "|",
     ]
     for precision in PRECISIONS:
-        layout = Layout("26B", precision)
+        layout = Layout("26b", precision)
         for machine in machines:
             num_gpus, size = map(int, machine.split("x"))
             device_map = layout.place(num_gpus, size * GIB - HEADROOM)

@@ -1,11 +1,10 @@
 """The models that are measured: this package's, and Transformers' own InternVL with the same shapes as the peer.
 
 Weights are random, so answers mean nothing; sizes are those of published checkpoints. The peer's language model is
-Llama, which has InternLM2's shapes with the fused projection split.
+Llama, which has InternLM2's shapes with the fused projection split; Phi-3 of the layout 4b has none here.
 """
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,30 +19,47 @@ from transformers import (
     PreTrainedModel,
 )
 
+from benchmarks.measure import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
+
 OURS, PEER = "this package", "Transformers' InternVL"
 WHO = (OURS, PEER)
 
-# What differs from `config.json`, which is InternVL-Chat-V1-5.
+VISION_300M = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "qkv_bias": True,
+    "qk_normalization": False,
+    "norm_type": "layer_norm",
+}
+# What replaces parts of `config.json`, which is InternVL-Chat-V1-5; what a part leaves out is its class's default.
 LAYOUTS: dict[str, dict[str, Any]] = {
     "26b": {},
-    "2b": {  # Mini-InternVL-Chat-2B-V1-5
-        "vision_config": {
-            "hidden_size": 1024,
-            "num_attention_heads": 16,
-            "intermediate_size": 4096,
-            "num_hidden_layers": 24,
-            "qkv_bias": True,
-            "qk_normalization": False,
-            "norm_type": "layer_norm",
-        },
+    "4b": {  # Mini-InternVL-Chat-4B-V1-5
+        "vision_config": VISION_300M,
         "llm_config": {
+            "model_type": "phi3",
+            "hidden_size": 3072,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "vocab_size": 32020,
+            "pad_token_id": 0,
+        },
+    },
+    "2b": {  # Mini-InternVL-Chat-2B-V1-5
+        "vision_config": VISION_300M,
+        "llm_config": {
+            "model_type": "internlm2",
             "hidden_size": 2048,
             "intermediate_size": 8192,
             "num_hidden_layers": 24,
             "num_attention_heads": 16,
             "num_key_value_heads": 8,
+            "rope_scaling": {"type": "dynamic", "factor": 2.0},
         },
     },
     "tiny": {  # for trying the commands: a tile becomes 4 image tokens
@@ -56,6 +72,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
             "num_hidden_layers": 2,
         },
         "llm_config": {
+            "model_type": "internlm2",
             "hidden_size": 24,
             "intermediate_size": 40,
             "num_hidden_layers": 2,
@@ -69,10 +86,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 def our_config(layout: str) -> Any:
     """Return this package's configuration of a layout."""
     base = AutoConfig.from_pretrained(ROOT, trust_remote_code=True)
-    content = copy.deepcopy(base.to_dict())
-    for name, value in LAYOUTS[layout].items():
-        content[name] = content[name] | value if isinstance(value, dict) else value
-    config = type(base).from_dict(content)
+    config = type(base).from_dict(base.to_dict() | copy.deepcopy(LAYOUTS[layout]))
     config._name_or_path = str(ROOT)  # where the code of `auto_map` is
     return config
 

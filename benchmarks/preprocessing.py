@@ -19,7 +19,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
 
 from benchmarks import measure
-from benchmarks.models import OURS, ROOT
+from benchmarks.models import OURS
 
 
 OFFICIAL = "official per-tile transform"
@@ -75,24 +75,21 @@ def transformers_processor(module: str, name: str, max_tiles: int) -> Callable[[
 
 def main() -> None:
     """Measure and write the result."""
-    line = measure.parser(__doc__, tiles=(7, 9, 29), repeats=15)
+    line = measure.parser(__doc__, tiles=(7, 9, 29), repeats=15, has_model=False)
     options = line.parse_args()
-    options.device, options.layout, options.dtype = "cpu", "any", "float32"
     unknown = sorted(set(options.tiles) - set(PICTURES))
     if unknown:
         line.error(f"there are no pictures of {unknown} tiles, expected some of {sorted(PICTURES)}")
     measure.prepare(options)
-    content = []
-    for num_tiles in options.tiles:
-        content += measure_picture(options, num_tiles)
-    measure.write("preprocessing", "How long do pictures take to become tiles?", options, content)
+    cases = (measure_picture(options, num_tiles) for num_tiles in options.tiles)
+    measure.write("preprocessing", "How long do pictures take to become tiles?", options, cases)
 
 
 def measure_picture(options: argparse.Namespace, num_tiles: int) -> list[dict]:
     """Measure all subjects on one picture."""
     size, max_tiles = PICTURES[num_tiles]
     picture = draw_picture(size)
-    ours = AutoImageProcessor.from_pretrained(ROOT, trust_remote_code=True, max_tiles=max_tiles)
+    ours = AutoImageProcessor.from_pretrained(measure.ROOT, trust_remote_code=True, max_tiles=max_tiles)
     plan = ours.plan(picture)
     mean, std = (torch.tensor(values)[:, None, None] for values in (ours.image_mean, ours.image_std))
     calls = {
@@ -111,8 +108,7 @@ def measure_picture(options: argparse.Namespace, num_tiles: int) -> list[dict]:
     else:
         skipped = [{"case": case, "who": "Transformers on torchvision", "skipped": "torchvision is not installed"}]
     seconds = measure.in_turns(calls, options.repeats)
-    samples = {who: [1000 * value for value in values] for who, values in seconds.items()}
-    return [*measure.rows(case, samples, "ms", OFFICIAL), *skipped]
+    return [*measure.rows(case, measure.milliseconds(seconds), "ms", OFFICIAL), *skipped]
 
 
 if __name__ == "__main__":

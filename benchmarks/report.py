@@ -13,9 +13,9 @@ from benchmarks.measure import RESULTS, table
 
 HEADER = """# Results
 
-Written by `python -m benchmarks.report` from the JSON files in `results/`; each command measures its peer in
-the same run. Medians; the spread is from the lowest to the highest measurement. A ratio is to the subject whose
-ratio is 1.000. Weights are random: only shapes are those of the published models.
+Written by `python -m benchmarks.report` from the JSON files in `results/`. Medians; the spread is from the lowest to
+the highest measurement. A ratio is to the subject whose ratio is 1.000, measured in the same run; where there is no
+ratio, nothing was compared. Weights are random: only shapes are those of the published models.
 """
 
 

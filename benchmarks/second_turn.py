@@ -2,8 +2,11 @@
 
     python -m benchmarks.second_turn --layout 2b --tiles 13
 
-A session keeps what the model has read; `chat` with a history reads everything again.
+A session keeps what the model has read; this package's own `chat` with a history, the reference, reads all again.
 """
+
+import argparse
+from collections.abc import Iterator
 
 from benchmarks import measure
 from benchmarks.models import OURS, answer_options, build, load_tokenizer, make_inputs
@@ -13,14 +16,11 @@ SESSION, STATELESS = "session", "chat with history"
 FIRST_QUESTION = "What does this picture show?"
 
 
-def main() -> None:
-    """Measure and write the result."""
-    options = measure.parser(__doc__, tiles=(13,)).parse_args()
-    measure.prepare(options)
+def cases(options: argparse.Namespace) -> Iterator[list[dict]]:
+    """Measure both ways in turns, for each number of tiles."""
     model = build(OURS, options.layout, options.device, options.dtype)
     tokenizer = load_tokenizer()
     one_token = answer_options(model, tokenizer, new_tokens=1)
-    content = []
     for num_tiles in options.tiles:
         pixels = make_inputs(options.layout, num_tiles, options.device, options.dtype)["pixel_values"]
         with model.start_chat(tokenizer, pixels) as session:
@@ -39,12 +39,18 @@ def main() -> None:
                 answers[STATELESS].append(model.chat(tokenizer, pixels, question, one_token, history=history))
 
             seconds = measure.in_turns({SESSION: ask_session, STATELESS: ask_again}, options.repeats)
-        samples = {who: [1000 * value for value in values] for who, values in seconds.items()}
-        new = measure.rows(f"{num_tiles} tiles", samples, "ms", STATELESS)
+        rows = measure.rows(f"{num_tiles} tiles", measure.milliseconds(seconds), "ms", STATELESS)
         equal = sum(a == b for a, b in zip(answers[SESSION], answers[STATELESS], strict=True))
-        new[0]["note"] = f"{equal} of {len(answers[SESSION])} answers equal"
-        content += new
-    measure.write("second_turn", "How long does a second question about the same picture wait?", options, content)
+        rows[0]["note"] = f"{equal} of {len(answers[SESSION])} answers equal"
+        yield rows
+
+
+def main() -> None:
+    """Measure and write the result."""
+    options = measure.parser(__doc__, tiles=(13,)).parse_args()
+    measure.prepare(options)
+    question = "How long does a second question about the same picture wait?"
+    measure.write("second_turn", question, options, cases(options))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Every benchmark command runs on the tiny layout, measures its peer and writes what the report reads."""
+"""Every benchmark command runs on the tiny layout, compares what it should and writes what the report reads."""
 
 import json
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -13,54 +14,94 @@ from benchmarks import growth, measure, report
 
 pytestmark = pytest.mark.newest
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ("--layout", "tiny", "--repeats", "1", "--threads", "1", "--device", "cpu")
+SMALL = ("--repeats", "1", "--threads", "1")
+MODEL = ("--layout", "tiny", "--device", "cpu")
 
 
 def run(name, folder, *arguments):
     """Run a command as a user would; return its JSON file."""
-    command = [sys.executable, "-m", f"benchmarks.{name}", *SMALL, *arguments, "--output", str(folder)]
+    model = () if name == "preprocessing" else MODEL
+    command = [sys.executable, "-m", f"benchmarks.{name}", *SMALL, *model, *arguments, "--output", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    (path,) = folder.glob("*.json")
+    (path,) = folder.glob(f"{name}.*.json")
     return json.loads(path.read_text("utf-8")), done.stdout
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "cases", "subjects"),
+    ("name", "arguments", "cases", "compared", "subjects"),
     [
-        ("preprocessing", ("--tiles", "1"), 1, 4),
-        ("vision", ("--tiles", "1", "3"), 2, 2),
-        ("generation", ("--tiles", "2", "--new-tokens", "3"), 2, 2),
-        ("memory", ("--tiles", "2"), 1, 2),
-        ("second_turn", ("--tiles", "2"), 1, 2),
-        ("loading", (), 2, 2),
+        ("preprocessing", ("--tiles", "1"), 1, 1, 4),
+        ("vision", ("--tiles", "1", "3"), 2, 2, 2),
+        ("generation", ("--tiles", "2", "--new-tokens", "3"), 2, 2, 2),
+        ("memory", ("--tiles", "2"), 2, 1, 2),
+        ("second_turn", ("--tiles", "2"), 1, 1, 2),
+        ("loading", (), 2, 2, 2),
     ],
 )
-def test_command(name, arguments, cases, subjects, tmp_path):
+def test_command(name, arguments, cases, compared, subjects, tmp_path):
     result, printed = run(name, tmp_path, *arguments)
-    assert f"benchmarks.{name} --layout" in result["command"]
+    assert f"benchmarks.{name} --repeats" in result["command"]
     rows = result["rows"]
     assert len({row["case"] for row in rows}) == cases
     assert len(rows) == cases * subjects
     assert all("skipped" in row or row["low"] <= row["median"] <= row["high"] for row in rows)
-    references = [row for row in rows if row.get("ratio") == 1]
-    assert len(references) >= cases
+    assert len({row["case"] for row in rows if row.get("ratio") == 1}) == compared
+    assert len({row["case"] for row in rows if row.get("ratio")}) == compared
     assert measure.table(rows) in printed
     if name == "second_turn":
         assert rows[0]["note"] == "2 of 2 answers equal"
 
 
+def panels(rows):
+    return [(axes.get_xlabel(), len(axes.lines)) for axes in growth.plot(rows).axes]
+
+
 def test_growth_is_plotted(tmp_path):
-    arguments = ("--tiles", "1", "2", "--pictures", "1", "2", "--turns", "1", "2", "--dtype", "float32")
-    result, _ = run("growth", tmp_path, *arguments)
-    axes = growth.plot(result["rows"]).axes
-    assert [(a.get_xlabel(), len(a.lines)) for a in axes] == [
-        ("tiles", 2),
-        ("tiles", 2),
-        ("pictures", 1),
-        ("turns", 2),
-    ]
+    result, printed = run("growth", tmp_path, "--pictures", "1", "2", "--turns", "1", "2", "--dtype", "float32")
+    assert panels(result["rows"]) == [("pictures", 1), ("turns", 2)]
+    assert "first run `python -m benchmarks.memory --layout tiny --device cpu`" in printed
     assert list(tmp_path.glob("*.png"))
+
+
+def cases_of_tiles(*counts):
+    """Rows as `memory` yields them."""
+    for count in counts:
+        samples, place = {"ours": [1.0], "peer": [2.0]}, {"against": "tiles", "x": count}
+        yield [
+            *measure.rows(f"{count} tiles, memory", samples, "GiB", "peer", quantity="memory", **place),
+            *measure.rows(f"{count} tiles, first token", samples, "ms", quantity="first token", **place),
+        ]
+
+
+def options_of(folder):
+    return Namespace(layout="tiny", device="cpu", dtype="float32", output=folder)
+
+
+def test_growth_takes_the_curve_of_tiles_from_memory(tmp_path):
+    measure.write("memory", "How much?", options_of(tmp_path), cases_of_tiles(1, 7))
+    assert panels(growth.curve_of_tiles(options_of(tmp_path))) == [("tiles", 2), ("tiles", 2)]
+
+
+def test_a_run_that_is_stopped_keeps_its_cases(tmp_path):
+    def cases():
+        yield from cases_of_tiles(1, 7)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure.write("memory", "How much?", options_of(tmp_path), cases())
+    rows = measure.read_rows(measure.result_path("memory", options_of(tmp_path)))
+    assert rows == [row for case in cases_of_tiles(1, 7) for row in case]
+
+
+def test_a_command_offers_what_it_reads():
+    plain = vars(measure.parser(None, has_model=False).parse_args([]))
+    assert (plain["layout"], plain["device"]) == ("any", "cpu")
+    with pytest.raises(SystemExit):
+        measure.parser(None, has_model=False).parse_args(["--device", "cpu"])
+    with pytest.raises(SystemExit):
+        measure.parser(None).parse_args(["--tiles", "1"])
+    assert measure.parser(None, tiles=(7,)).parse_args([]).tiles == [7]
 
 
 def test_rows_and_table():
