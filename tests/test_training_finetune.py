@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from training import conversations, finetune, merge, trainer  # noqa: E402
+from training.folders import load_model  # noqa: E402
 from training.prepare import TINY  # noqa: E402
 
 
@@ -232,7 +233,7 @@ def test_batches_are_padded_on_the_right(data, encode):
 
 
 def test_a_batch_without_images_runs_the_vision_encoder_for_nothing(data, encode, folder):
-    model = merge.load_model(folder)
+    model = load_model(folder)
     sample = encode(list(conversations.read_conversations(data))[3])
     batch = conversations.Collator(pad_token_id=2, tile_size=112)([sample])
     assert batch["pixel_values"].shape == (1, 3, 112, 112)
@@ -249,7 +250,7 @@ def test_a_batch_without_images_runs_the_vision_encoder_for_nothing(data, encode
 
 def test_frozen_parts_do_not_learn(folder, data, tmp_path):
     options = arguments(folder, data, tmp_path, freeze_vision=True, freeze_language=True)
-    model = finetune.choose_trained(merge.load_model(folder), options)
+    model = finetune.choose_trained(load_model(folder), options)
     assert {name.split(".")[0] for name, value in model.named_parameters() if value.requires_grad} == {"mlp1"}
     options.freeze_projector = True
     with pytest.raises(ValueError, match="Nothing is left to learn: vision, projector, language are frozen"):
@@ -258,7 +259,7 @@ def test_frozen_parts_do_not_learn(folder, data, tmp_path):
 
 def test_adapters_sit_on_the_linear_layers_of_their_parts(folder, data, tmp_path):
     options = arguments(folder, data, tmp_path, lora_rank=2, lora_parts=["language", "vision"])
-    model = finetune.choose_trained(merge.load_model(folder), options)
+    model = finetune.choose_trained(load_model(folder), options)
     learning = {name for name, value in model.named_parameters() if value.requires_grad}
     assert all(".lora_" in name for name in learning)
     layers = {name.split(".lora_")[0].split(".")[-1] for name in learning}
@@ -304,18 +305,18 @@ def test_lora_learns_merges_and_loads(folder, data, encode, tmp_path, monkeypatc
     source, written = ({file.name for file in place.iterdir()} for place in (folder, result))
     assert {name for name in source if "safetensors" not in name} <= written
     assert (result / "config.json").read_text() == (folder / "config.json").read_text()
-    assert set(load_file(result / "model.safetensors")) == set(merge.load_model(folder).state_dict())
+    assert set(load_file(result / "model.safetensors")) == set(load_model(folder).state_dict())
     sample = encode(next(conversations.read_conversations(data)))
-    adapted = peft.PeftModel.from_pretrained(merge.load_model(folder), tmp_path / "adapter")
+    adapted = peft.PeftModel.from_pretrained(load_model(folder), tmp_path / "adapter")
     merged = AutoModelForImageTextToText.from_pretrained(result, trust_remote_code=True)
     assert_close(logits_of(merged, sample), logits_of(adapted, sample), atol=2e-4, rtol=1e-4)
-    assert not torch.allclose(logits_of(merged, sample), logits_of(merge.load_model(folder), sample), atol=0.1)
+    assert not torch.allclose(logits_of(merged, sample), logits_of(load_model(folder), sample), atol=0.1)
     assert AutoProcessor.from_pretrained(result, trust_remote_code=True).image_processor.tile_size == 112
 
 
 def test_missing_adapters_are_not_taken_for_zeros(folder, data, tmp_path):
     options = arguments(folder, data, tmp_path, lora_rank=2)
-    finetune.choose_trained(merge.load_model(folder), options).save_pretrained(tmp_path / "adapter")
+    finetune.choose_trained(load_model(folder), options).save_pretrained(tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     save_file(dict(list(load_file(file).items())[1:]), file)
     with pytest.raises(UserWarning, match="Found missing adapter keys"):
@@ -324,7 +325,7 @@ def test_missing_adapters_are_not_taken_for_zeros(folder, data, tmp_path):
 
 def test_sharding_that_would_lose_adapters_is_refused(folder, data, tmp_path):
     options = arguments(folder, data, tmp_path, lora_rank=2)
-    model = finetune.choose_trained(merge.load_model(folder), options)
+    model = finetune.choose_trained(load_model(folder), options)
     state = SimpleNamespace(fsdp_plugin=SimpleNamespace(activation_checkpointing=True))
     with pytest.raises(ValueError, match="set fsdp_activation_checkpointing to false and pass --activation-check"):
         finetune.check_sharding(model, SimpleNamespace(state=state))
@@ -440,7 +441,7 @@ def test_sharded_processes_learn_what_two_whole_ones_learn(folder, data, tmp_pat
         run = tmp_path / str(fsdp)
         losses[fsdp], states[fsdp] = run_two_processes(tmp_path / "w.py", folder, mixed, run, fsdp, **options)
     assert losses[True] == pytest.approx(losses[False], rel=1e-3)
-    before = merge.load_model(folder).state_dict()
+    before = load_model(folder).state_dict()
     assert set(states[True]) == set(before)
     assert any(not torch.equal(value, before[name]) for name, value in states[True].items())
     for name, value in states[True].items():

@@ -22,7 +22,8 @@ from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from training.conversations import Collator, ConversationEncoder, Conversations, read_conversations
-from training.merge import load_model, load_processor, merge, write_folder
+from training.folders import load_model, load_processor
+from training.merge import merge, write_folder
 from training.trainer import RunTrainer
 
 
@@ -182,7 +183,8 @@ def finetune(arguments: FinetuneArguments) -> Path:
     set_seed(arguments.seed)  # adapters start from random numbers
     source, run = Path(arguments.model), Path(arguments.output_dir)
     processor = load_processor(source)
-    model = load_model(source, arguments.dtype or ("auto" if arguments.lora_rank else "float32"), arguments.attention)
+    dtype = arguments.dtype or ("auto" if arguments.lora_rank else "float32")
+    model = load_model(source, dtype=dtype, attn_implementation=arguments.attention)
     model.config.llm_config.use_cache = False
     encoder = ConversationEncoder(processor, arguments.max_tiles)
     max_length = arguments.max_length or model.config.llm_config.max_position_embeddings
