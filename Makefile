@@ -25,7 +25,7 @@ $(DEMO)/ready: examples/demo/requirements.txt
 	touch $@
 
 chat: $(VENV)/ready  ## Ask about the examples, or: make chat IMAGE=path QUESTION="..." MODEL=folder
-	@$(RUN) examples/chat.py --model "$(MODEL)" $(if $(IMAGE)$(QUESTION),"$(or $(IMAGE),examples/shapes.png)" "$(QUESTION)")
+	@$(RUN) -m examples.chat --model "$(MODEL)" $(if $(IMAGE)$(QUESTION),"$(or $(IMAGE),examples/shapes.png)" "$(QUESTION)")
 
 demo: $(DEMO)/ready  ## A page to try a checkpoint, or: make demo MODEL=folder OPTIONS="--dtype bfloat16 --port 7860"
 	@$(OFFLINE) $(DEMO)/bin/python -m examples.demo --model "$(MODEL)" $(OPTIONS)

@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
 from .messages_internvl import read_content
-from .prompt_internvl import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER
+from .prompt_internvl import IMAGE_END_TOKEN, IMAGE_PLACEHOLDER, IMAGE_START_TOKEN, VIDEO_PLACEHOLDER
+from .tiling_internvl import tokens_per_tile
 
 
 IGNORED_LABEL = -100
@@ -25,6 +26,8 @@ class ConversationCollator:
     give after its prompt. A batch without images gets a dummy tile, flagged 0: the model sends it through the vision
     encoder for nothing, so that no process of a distributed run waits for this one.
 
+    `length` measures a conversation without decoding its images; `encode` and `join` are the two halves of a call.
+
     Args:
         processor: The checkpoint's processor.
         **settings: Settings of the image processor, such as `max_tiles`.
@@ -34,6 +37,8 @@ class ConversationCollator:
         self.processor = processor
         self.settings = settings
         self.tile_size = processor.image_processor.plan((1, 1), **settings).tile_size
+        side, patch_size, factor = self.tile_size, processor.patch_size, processor.downsample_factor
+        self.tile_tokens = tokens_per_tile(side, side, patch_size, factor)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Join conversations to a batch, padded on the right.
@@ -52,7 +57,17 @@ class ConversationCollator:
             ValueError: If images and places do not fit, there is no answer to learn or a picture in one, or the
                 pictures of several turns have more tiles than `total_max_tiles`.
         """
-        encoded = [self.encode(row) for row in rows]
+        return self.join([self.encode(row) for row in rows])
+
+    def join(self, encoded: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Join conversations that are encoded already, as a data set may do with `encode`.
+
+        Args:
+            encoded: What `encode` gives for each.
+
+        Returns:
+            See `__call__`.
+        """
         padding = {"input_ids": self.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORED_LABEL}
         batch = {
             name: pad_sequence([row[name] for row in encoded], batch_first=True, padding_value=value)
@@ -77,29 +92,60 @@ class ConversationCollator:
         Raises:
             ValueError: See `__call__`.
         """
-        messages, images, clips = _with_visuals_apart(row)
         ids, labels, tiles = [], [], []
-        pieces = self._pieces(messages)
-        _check_places([text for text, _ in pieces], images, clips)
-        images, clips = iter(images), iter(clips)
-        for text, is_answer in pieces:
-            shown = list(islice(images, text.count(IMAGE_PLACEHOLDER))) or None
-            played = list(islice(clips, text.count(VIDEO_PLACEHOLDER))) or None
-            if is_answer and (shown or played):
-                raise ValueError("An answer has a picture, which no model could learn to say; expected text alone.")
-            encoded = self.processor(text=text, images=shown, videos=played, add_special_tokens=False, **self.settings)
-            piece = list(encoded["input_ids"][0])
-            ids += piece
-            labels += piece if is_answer else [IGNORED_LABEL] * len(piece)
+        for piece, is_answer in self._pieces(row):
+            encoded = self.processor(**piece, add_special_tokens=False, **self.settings)
+            piece_ids = list(encoded["input_ids"][0])
+            ids += piece_ids
+            labels += piece_ids if is_answer else [IGNORED_LABEL] * len(piece_ids)
             tiles += [encoded["pixel_values"]] if "pixel_values" in encoded else []
         self._check_total(sum(map(len, tiles)))
         input_ids = torch.tensor(ids)
         row = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": torch.tensor(labels)}
         return row | ({"pixel_values": torch.cat(tiles)} if tiles else {})
 
-    def _pieces(self, messages: list[dict[str, Any]]) -> list[tuple[str, bool]]:
+    def length(self, row: dict[str, Any]) -> int:
+        """Count the tokens of a conversation, those of its images included, without decoding them; videos are decoded.
+
+        Args:
+            row: See `__call__`.
+
+        Returns:
+            The length of what `encode` gives.
+
+        Raises:
+            ValueError: See `__call__`.
+        """
+        length = num_tiles = 0
+        for piece, _ in self._pieces(row):
+            if piece["images"] and not piece["videos"]:
+                image_tokens = sum(self.processor.count_image_tokens(piece["images"], **self.settings))
+                length += image_tokens
+                num_tiles += image_tokens // self.tile_tokens
+                piece = {"text": piece["text"].replace(IMAGE_PLACEHOLDER, IMAGE_START_TOKEN + IMAGE_END_TOKEN)}
+            encoded = self.processor(**piece, add_special_tokens=False, **self.settings)
+            length += len(encoded["input_ids"][0])
+            num_tiles += len(encoded.get("pixel_values", ()))
+        self._check_total(num_tiles)
+        return length
+
+    def _pieces(self, row: dict[str, Any]) -> list[tuple[dict[str, Any], bool]]:
+        """Cut a conversation into pieces, what the processor encodes of each, and say which are answers."""
+        messages, images, clips = _with_visuals_apart(row)
+        texts = self._texts(messages)
+        _check_places([text for text, _ in texts], images, clips)
+        images, clips, pieces = iter(images), iter(clips), []
+        for text, is_answer in texts:
+            shown = list(islice(images, text.count(IMAGE_PLACEHOLDER))) or None
+            played = list(islice(clips, text.count(VIDEO_PLACEHOLDER))) or None
+            if is_answer and (shown or played):
+                raise ValueError("An answer has a picture, which no model could learn to say; expected text alone.")
+            pieces.append(({"text": text, "images": shown, "videos": played}, is_answer))
+        return pieces
+
+    def _texts(self, messages: list[dict[str, Any]]) -> list[tuple[str, bool]]:
         """Write a conversation as prompts and answers in turn, and say which is which; nothing after the last."""
-        pieces, written = [], ""
+        texts, written = [], ""
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
@@ -111,11 +157,11 @@ class ConversationCollator:
                     "appends, so that answers can be told from prompts. Use the checkpoint's own template."
                 )
             answer = whole[len(prompt) :].rstrip("\n")  # some templates end the line after the token that ends a turn
-            pieces += [(prompt[len(written) :], False), (answer, True)]
+            texts += [(prompt[len(written) :], False), (answer, True)]
             written = prompt + answer
-        if not pieces:
+        if not texts:
             raise ValueError(f"No message of {len(messages)} has the role assistant, so there is nothing to learn.")
-        return pieces
+        return texts
 
     def _check_total(self, num_tiles: int) -> None:
         """Refuse what the budget forbids: it is shared out within a turn, and turns do not know of each other."""

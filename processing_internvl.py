@@ -195,7 +195,10 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
             For each image its tiles, thumbnail included, times the image tokens of a tile.
         """
         images = [images] if not isinstance(images, (list, tuple)) or _is_size(images) else images
-        plans = self.image_processor.plan_all(images, **kwargs)
+        limits = self.image_processor.tile_limits(len(images), **kwargs)
+        pictures = [self._limited(image, limit) for image, limit in zip(images, limits, strict=True)]
+        settings = {**kwargs, **LIMITS_SETTLED, "max_tiles": [limit for _, limit in pictures]}
+        plans = self.image_processor.plan_all([source for source, _ in pictures], **settings)
         return [
             plan.num_tiles * tokens_per_tile(plan.tile_size, plan.tile_size, self.patch_size, self.downsample_factor)
             for plan in plans

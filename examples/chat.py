@@ -1,14 +1,16 @@
 """Ask questions about a picture: shows how the picture is cut into tiles and streams the answers.
 
-Usage: `python examples/chat.py [--model FOLDER] [--max-tiles N] [PICTURE QUESTION...]`; without a picture, it asks
-about the examples, in English and in Chinese.
+Usage: `python -m examples.chat [--model FOLDER] [--max-tiles N] [PICTURE QUESTION...]` in the repository's root;
+without a picture, it asks about the examples, in English and in Chinese.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from transformers import AutoModelForImageTextToText, AutoProcessor, logging
+from transformers import logging
+
+from training.folders import load_model, load_processor
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,12 +42,7 @@ def main() -> int:
         parser.error(f"no question about {options.picture}: give at least one after the picture")
     logging.disable_progress_bar()
 
-    # The embedded checkpoint has no code of its own: Transformers takes it from the repository's root.
-    is_embedded = (ROOT / options.model).resolve() == ROOT / "tiny"
-    folder, where = (ROOT, {"subfolder": "tiny"}) if is_embedded else (options.model, {})
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True, **where)
-    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype="auto", **where)
-
+    processor, model = load_processor(options.model), load_model(options.model)
     settings = {} if options.max_tiles is None else {"max_tiles": options.max_tiles}
     asked = {options.picture: options.questions} if options.picture else EXAMPLES
     for picture, questions in asked.items():

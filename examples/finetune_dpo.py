@@ -14,7 +14,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 from trl import DPOConfig, DPOTrainer
 
-from examples.finetune_sft import COLOURS, HAS_GPU, LORA, load, load_processor, merge, pictures
+from examples.finetune_sft import COLOURS, HAS_GPU, LORA, load, merge, pictures
+from training.folders import load_processor
 
 
 QUESTION = "What colour is it?"

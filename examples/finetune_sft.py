@@ -12,16 +12,10 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    ProcessorMixin,
-)
+from transformers import BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
 from trl import SFTConfig, SFTTrainer
 
-from training.folders import located
+from training.folders import load_model, load_processor
 from training.pictures import Scene, draw_shape
 
 
@@ -65,15 +59,7 @@ def conversation(picture: dict) -> dict:
 
 def load(folder: Path, qlora: bool = False, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
     """Load the model of a checkpoint folder, in 4 bits if so asked."""
-    place, options = located(folder)
-    quantized = {"quantization_config": NF4} if qlora else {}
-    return AutoModelForImageTextToText.from_pretrained(place, dtype=dtype, **quantized, **options)
-
-
-def load_processor(folder: Path) -> ProcessorMixin:
-    """Load the processor of a checkpoint folder."""
-    place, options = located(folder)
-    return AutoProcessor.from_pretrained(place, **options)
+    return load_model(folder, dtype=dtype, **({"quantization_config": NF4} if qlora else {}))
 
 
 def train(model: PreTrainedModel, processor: ProcessorMixin, output: Path, steps: int) -> SFTTrainer:

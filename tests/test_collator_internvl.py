@@ -116,6 +116,16 @@ def test_batch_without_images_has_a_dummy_tile(collate):
     assert batch["image_flags"].tolist() == [0]
 
 
+def test_length_before_anything_is_decoded(collate):
+    text = {"type": "text", "text": "What <image>?"}
+    small = {"type": "image", "image": WIDE, "max_tiles": 1}
+    clip = {"type": "video", "video": [RED, WIDE, RED], "num_frames": 2}
+    answer = {"role": "assistant", "content": "<image> é"}
+    for content in ("Hello", [small, {"type": "image", "image": WIDE}, text], [clip, small, text]):
+        row = {"messages": [{"role": "user", "content": content}, answer] * 2}
+        assert collate.length(row) == len(collate.encode(row)["input_ids"])
+
+
 def test_settings_of_the_image_processor(processor):
     row = {"messages": turn("What is it?", "blue"), "images": [WIDE]}
     assert len(processor.data_collator(max_tiles=1)([row])["pixel_values"]) == 1
@@ -141,8 +151,10 @@ def test_turns_share_a_total_of_tiles(processor):
     collate = processor.data_collator(total_max_tiles=4)
     item = {"type": "image", "image": WIDE}
     assert len(collate([{"messages": turn([item, item], "Alike.")}])["pixel_values"]) == 2
-    with pytest.raises(ValueError, match="have 6 tiles, but total_max_tiles is 4.*lower max_tiles"):
-        collate([{"messages": turn([item], "Blue.") + turn([item], "Again.")}])
+    row = {"messages": turn([item], "Blue.") + turn([item], "Again.")}
+    for refuse in (collate.encode, collate.length):
+        with pytest.raises(ValueError, match="have 6 tiles, but total_max_tiles is 4.*lower max_tiles"):
+            refuse(row)
 
 
 def test_typed_control_tokens_stay_text(processor, collate):

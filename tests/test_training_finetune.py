@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from training import conversations, finetune, merge, trainer  # noqa: E402
+from training.folders import load_model  # noqa: E402
 from training.prepare import TINY  # noqa: E402
 
 
@@ -48,8 +49,8 @@ def processor(folder):
 
 
 @pytest.fixture(scope="module")
-def encode(processor):
-    return conversations.ConversationEncoder(processor, max_tiles=6)
+def collate(processor):
+    return processor.data_collator(max_tiles=6)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def read(tmp_path, *lines, image_folder=None):
 
 def learned(processor, sample):
     """The texts that are learned."""
-    is_learned = sample["labels"] != conversations.IGNORED
+    is_learned = sample["labels"] != finetune.IGNORED_LABEL
     assert torch.equal(sample["labels"][is_learned], sample["input_ids"][is_learned])
     starts = is_learned & ~torch.cat([torch.tensor([False]), is_learned[:-1]])
     spans = sample["input_ids"][is_learned].split(torch.bincount(starts.cumsum(0)[is_learned])[1:].tolist())
@@ -116,8 +117,8 @@ def logits_of(model, sample):
 # Conversations.
 
 
-def test_only_answers_are_learned(data, encode, processor):
-    samples = [encode(one) for one in conversations.read_conversations(data)]
+def test_only_answers_are_learned(data, collate, processor):
+    samples = [collate.encode(one) for one in conversations.read_conversations(data)]
     assert [learned(processor, sample) for sample in samples] == [
         ["red<|im_end|>"],
         ["green<|im_end|>"],
@@ -125,13 +126,10 @@ def test_only_answers_are_learned(data, encode, processor):
         ["A model.<|im_end|>", "Yes.<|im_end|>"],
         ["no<|im_end|>"],
     ]
-    tiles = [sample["pixel_values"] for sample in samples]
-    assert [None if some is None else len(some) for some in tiles] == [1, 1, 1, None, 4]
-    weights, is_learned = samples[0]["loss_weight"], samples[0]["labels"] != conversations.IGNORED
-    assert_close(weights, torch.where(is_learned, is_learned.sum() ** -0.5, 0.0))
+    assert [len(sample.get("pixel_values", ())) for sample in samples] == [1, 1, 1, 0, 4]
 
 
-def test_tokens_are_the_processors_own(tmp_path, encode, processor, pictures):
+def test_tokens_are_the_processors_own(tmp_path, collate, processor, pictures):
     picture = str(pictures / "wide.png")
     content = [{"type": "image", "image": picture}, {"type": "text", "text": "What <|im_end|> is <image>? \n"}]
     messages = [
@@ -142,17 +140,17 @@ def test_tokens_are_the_processors_own(tmp_path, encode, processor, pictures):
         {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
     ]
     (one,) = read(tmp_path, {"messages": messages})
-    sample = encode(one)
+    sample = collate.encode(one)
     expected = processor.apply_chat_template(
         messages, tokenize=True, return_dict=True, return_tensors="pt", max_tiles=6
     )
     assert torch.equal(sample["input_ids"], expected["input_ids"][0])
     assert torch.equal(sample["pixel_values"], expected["pixel_values"])
     assert (sample["input_ids"] == processor.image_token_id).sum() == 3 * 16
-    assert encode.length(one) == len(sample["input_ids"])
+    assert collate.length(one) == len(sample["input_ids"])
 
 
-def test_ways_to_name_images(tmp_path, pictures, encode):
+def test_ways_to_name_images(tmp_path, pictures, collate):
     named = [{"type": "image", "image": "red.png"}, {"type": "text", "text": "Colour?"}]
     listed = [{"type": "image"}, {"type": "text", "text": "Colour?"}]
     answer = {"role": "assistant", "content": "red"}
@@ -165,12 +163,14 @@ def test_ways_to_name_images(tmp_path, pictures, encode):
         {"messages": [{"role": "user", "content": "<image>\nColour?"}, answer], "images": [str(pictures / "red.png")]},
         image_folder=pictures,
     )
-    first, *others = (encode(one) for one in ways)
+    first, *others = (collate.encode(one) for one in ways)
     for other in others:
         assert torch.equal(other["input_ids"], first["input_ids"])
         assert torch.equal(other["pixel_values"], first["pixel_values"])
     urls = read(tmp_path, {"image": "https://example.org/a.png", "conversations": turns(("<image>", "a"))})
-    assert urls[0].images == ["https://example.org/a.png"]
+    assert urls[0]["images"] == ["https://example.org/a.png"]
+    (clip,) = read(tmp_path, {"messages": [{"role": "user", "content": [{"type": "video", "path": "a.mp4"}]}, answer]})
+    assert clip["messages"][0]["content"] == [{"type": "video", "path": str(tmp_path / "a.mp4")}]
 
 
 @pytest.mark.parametrize(
@@ -178,10 +178,9 @@ def test_ways_to_name_images(tmp_path, pictures, encode):
     [
         ({"text": "hello"}, r"some.jsonl:2 is not a conversation \(KeyError: 'messages'\); expected an object with"),
         ({"conversations": [{"from": "robot", "value": "x"}]}, "KeyError: 'robot'"),
-        ({"conversations": [{"from": "human", "value": "x"}]}, "nobody answers"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "x"}]},
-            'an image item names no "image", and none is left in "images"',
+            {"conversations": turns(("<image>", "x"))},
+            "<image> marks the place of an image, but there is none",
         ),
     ],
 )
@@ -193,48 +192,51 @@ def test_lines_that_are_no_conversation(tmp_path, line, problem):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
+        ({"conversations": [{"from": "human", "value": "x"}]}, ":1: No message of 1 has the role assistant"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "x"}]},
+            ":1: There are more image items than images; give the image in each of them",
+        ),
         (
             {"image": "red.png", "conversations": turns(("<image><image>", "x"))},
-            ":1: There are 1 images for 2 <image>",
+            ":1: There are 1 images for 2 places .* or write <image> once for each in a question",
         ),
-        ({"image": ["red.png"] * 2, "conversations": turns(("x", "y"))}, "There are 2 images for 0 <image>"),
+        ({"image": ["red.png"] * 2, "conversations": turns(("<image>", "y"))}, "There are 2 images for 1 places"),
         ({"image": "gone.png", "conversations": turns(("<image>", "x"))}, r":1: .*gone.png"),
     ],
 )
-def test_images_that_do_not_fit_stop_the_run_at_its_start(tmp_path, pictures, encode, line, problem):
+def test_what_does_not_fit_stops_the_run_at_its_start(tmp_path, pictures, collate, line, problem):
     with pytest.raises(ValueError, match=problem):
-        conversations.Conversations(read(tmp_path, line, image_folder=pictures), encode, 1000)
+        conversations.Conversations(read(tmp_path, line, image_folder=pictures), collate, 1000)
 
 
-def test_what_is_too_long_is_left_out_whole(data, encode, caplog):
+def test_what_is_too_long_is_left_out_whole(data, collate, caplog):
     everything = list(conversations.read_conversations(data))
-    lengths = [encode.length(one) for one in everything]
-    dataset = conversations.Conversations(everything, encode, max(lengths) - 1)
+    lengths = [collate.length(one) for one in everything]
+    dataset = conversations.Conversations(everything, collate, max(lengths) - 1)
     assert dataset.lengths == lengths[:-1]
     assert f"1 conversations are longer than {max(lengths) - 1} tokens and are left out." in caplog.text
     with pytest.raises(ValueError, match="No conversation is left of 5, .* raise --max-length or lower --max-tiles"):
-        conversations.Conversations(everything, encode, 10)
+        conversations.Conversations(everything, collate, 10)
 
 
-def test_batches_are_padded_on_the_right(data, encode):
-    samples = [encode(one) for one in conversations.read_conversations(data)]
-    batch = conversations.Collator(pad_token_id=2, tile_size=112, weighted=True)(samples)
-    length = batch["input_ids"].shape[1]
-    for row, sample in enumerate(samples):
-        size = len(sample["input_ids"])
-        assert torch.equal(batch["input_ids"][row, :size], sample["input_ids"])
-        assert batch["attention_mask"][row].tolist() == [1] * size + [0] * (length - size)
-        for name, padding in (("input_ids", 2), ("labels", conversations.IGNORED), ("loss_weight", 0)):
-            assert (batch[name][row, size:] == padding).all()
-    tiles = [sample["pixel_values"] for sample in samples if sample["pixel_values"] is not None]
-    assert torch.equal(batch["pixel_values"], torch.cat(tiles))
+def test_a_batch_is_the_collators(data, collate):
+    dataset = conversations.Conversations(conversations.read_conversations(data), collate, 1000)
+    batch, expected = collate.join([*dataset]), collate([*conversations.read_conversations(data)])
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in batch.items())
     assert batch["image_flags"].tolist() == [1] * 7
 
 
-def test_a_batch_without_images_runs_the_vision_encoder_for_nothing(data, encode, folder):
-    model = merge.load_model(folder)
-    sample = encode(list(conversations.read_conversations(data))[3])
-    batch = conversations.Collator(pad_token_id=2, tile_size=112)([sample])
+def test_answers_may_share_the_loss_by_the_square_root_of_their_length():
+    labels = torch.tensor([[-100, 5, 6, -100, 7, -100], [-100, 5, 6, 7, 8, 9]])
+    expected = torch.tensor([[0, 2**-0.5, 2**-0.5, 0, 1, 0], [0] + [5**-0.5] * 5])
+    assert_close(finetune.square_root_weights(labels), expected)
+
+
+def test_a_batch_without_images_runs_the_vision_encoder_for_nothing(data, collate, folder):
+    model = load_model(folder)
+    batch = collate(list(conversations.read_conversations(data))[3:4])
     assert batch["pixel_values"].shape == (1, 3, 112, 112)
     assert batch["image_flags"].tolist() == [0]
     loss = model.train()(**batch).loss
@@ -249,7 +251,7 @@ def test_a_batch_without_images_runs_the_vision_encoder_for_nothing(data, encode
 
 def test_frozen_parts_do_not_learn(folder, data, tmp_path):
     options = arguments(folder, data, tmp_path, freeze_vision=True, freeze_language=True)
-    model = finetune.choose_trained(merge.load_model(folder), options)
+    model = finetune.choose_trained(load_model(folder), options)
     assert {name.split(".")[0] for name, value in model.named_parameters() if value.requires_grad} == {"mlp1"}
     options.freeze_projector = True
     with pytest.raises(ValueError, match="Nothing is left to learn: vision, projector, language are frozen"):
@@ -258,7 +260,7 @@ def test_frozen_parts_do_not_learn(folder, data, tmp_path):
 
 def test_adapters_sit_on_the_linear_layers_of_their_parts(folder, data, tmp_path):
     options = arguments(folder, data, tmp_path, lora_rank=2, lora_parts=["language", "vision"])
-    model = finetune.choose_trained(merge.load_model(folder), options)
+    model = finetune.choose_trained(load_model(folder), options)
     learning = {name for name, value in model.named_parameters() if value.requires_grad}
     assert all(".lora_" in name for name in learning)
     layers = {name.split(".lora_")[0].split(".")[-1] for name in learning}
@@ -282,7 +284,7 @@ def test_options_are_checked(options, problem, tmp_path):
 # Runs.
 
 
-def test_lora_learns_merges_and_loads(folder, data, encode, tmp_path, monkeypatch):
+def test_lora_learns_merges_and_loads(folder, data, collate, tmp_path, monkeypatch):
     two = write(data.parent / "two.jsonl", [json.loads(line) for line in data.read_text().splitlines()[2:4]])
     options = {
         "--model": folder,
@@ -304,18 +306,18 @@ def test_lora_learns_merges_and_loads(folder, data, encode, tmp_path, monkeypatc
     source, written = ({file.name for file in place.iterdir()} for place in (folder, result))
     assert {name for name in source if "safetensors" not in name} <= written
     assert (result / "config.json").read_text() == (folder / "config.json").read_text()
-    assert set(load_file(result / "model.safetensors")) == set(merge.load_model(folder).state_dict())
-    sample = encode(next(conversations.read_conversations(data)))
-    adapted = peft.PeftModel.from_pretrained(merge.load_model(folder), tmp_path / "adapter")
+    assert set(load_file(result / "model.safetensors")) == set(load_model(folder).state_dict())
+    sample = collate.encode(next(conversations.read_conversations(data)))
+    adapted = peft.PeftModel.from_pretrained(load_model(folder), tmp_path / "adapter")
     merged = AutoModelForImageTextToText.from_pretrained(result, trust_remote_code=True)
     assert_close(logits_of(merged, sample), logits_of(adapted, sample), atol=2e-4, rtol=1e-4)
-    assert not torch.allclose(logits_of(merged, sample), logits_of(merge.load_model(folder), sample), atol=0.1)
+    assert not torch.allclose(logits_of(merged, sample), logits_of(load_model(folder), sample), atol=0.1)
     assert AutoProcessor.from_pretrained(result, trust_remote_code=True).image_processor.tile_size == 112
 
 
 def test_missing_adapters_are_not_taken_for_zeros(folder, data, tmp_path):
     options = arguments(folder, data, tmp_path, lora_rank=2)
-    finetune.choose_trained(merge.load_model(folder), options).save_pretrained(tmp_path / "adapter")
+    finetune.choose_trained(load_model(folder), options).save_pretrained(tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     save_file(dict(list(load_file(file).items())[1:]), file)
     with pytest.raises(UserWarning, match="Found missing adapter keys"):
@@ -324,7 +326,7 @@ def test_missing_adapters_are_not_taken_for_zeros(folder, data, tmp_path):
 
 def test_sharding_that_would_lose_adapters_is_refused(folder, data, tmp_path):
     options = arguments(folder, data, tmp_path, lora_rank=2)
-    model = finetune.choose_trained(merge.load_model(folder), options)
+    model = finetune.choose_trained(load_model(folder), options)
     state = SimpleNamespace(fsdp_plugin=SimpleNamespace(activation_checkpointing=True))
     with pytest.raises(ValueError, match="set fsdp_activation_checkpointing to false and pass --activation-check"):
         finetune.check_sharding(model, SimpleNamespace(state=state))
@@ -440,7 +442,7 @@ def test_sharded_processes_learn_what_two_whole_ones_learn(folder, data, tmp_pat
         run = tmp_path / str(fsdp)
         losses[fsdp], states[fsdp] = run_two_processes(tmp_path / "w.py", folder, mixed, run, fsdp, **options)
     assert losses[True] == pytest.approx(losses[False], rel=1e-3)
-    before = merge.load_model(folder).state_dict()
+    before = load_model(folder).state_dict()
     assert set(states[True]) == set(before)
     assert any(not torch.equal(value, before[name]) for name, value in states[True].items())
     for name, value in states[True].items():

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 
 from training.data import ONE_TILE, Batches, load_config
-from training.folders import located
+from training.folders import load_model, load_processor
 from training.metrics import anls, box_accuracy, exact, relaxed, vqa_accuracy
 from training.pictures import HeldOut
 from training.prepare import TINY
@@ -150,12 +150,11 @@ class Checkpoint:
         quantization: str | None = None,
         max_tiles: int | None = None,
     ) -> None:
-        path, place = located(folder)
         options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
         if quantization:
             options["quantization_config"] = BitsAndBytesConfig(**QUANTIZATIONS[quantization])
-        self.model = AutoModelForImageTextToText.from_pretrained(path, **options, **place).eval()
-        self.processor = AutoProcessor.from_pretrained(path, **place)
+        self.model = load_model(folder, **options).eval()
+        self.processor = load_processor(folder)
         self.options = {} if max_tiles is None else {"max_tiles": max_tiles}
 
     def num_tiles(self, image: Image.Image) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,12 +22,14 @@ from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments, s
 from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from training.conversations import Collator, ConversationEncoder, Conversations, read_conversations
-from training.merge import load_model, load_processor, merge, write_folder
+from training.conversations import Conversations, read_conversations
+from training.folders import load_model, load_processor
+from training.merge import merge, write_folder
 from training.trainer import RunTrainer
 
 
 logger = logging.getLogger(__name__)
+IGNORED_LABEL = -100
 # Parts of the model by the name of the module that holds them.
 PARTS = {"vision": "vision_model", "projector": "mlp1", "language": "language_model"}
 
@@ -158,8 +161,38 @@ class LengthGroupedOrder(LengthGroupedSampler):
         self.generator = torch.Generator().manual_seed(self.seed + epoch)
 
 
+def square_root_weights(labels: torch.Tensor) -> torch.Tensor:
+    """Weigh each answer by the square root of its length.
+
+    Args:
+        labels: Learned tokens (batch, seq), else -100; a prompt stands before each answer.
+
+    Returns:
+        1/sqrt(length) inside an answer, else 0 (batch, seq).
+    """
+    is_learned = labels != IGNORED_LABEL
+    starts = is_learned & ~is_learned.roll(1, dims=1)
+    answer = starts.flatten().cumsum(0).view_as(labels)  # the number of each token's answer
+    lengths = answer[is_learned].bincount()
+    return torch.where(is_learned, lengths[answer] ** -0.5, 0.0)
+
+
 class FinetuneTrainer(RunTrainer):
     """Trains on `Conversations`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.args.loss_average == "square_root":
+            # The model's weighted mean is one of this batch, not of a number of tokens that the Trainer counts.
+            self.model_accepts_loss_kwargs = False
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Compute the loss with the weights that the run asks for."""
+        if self.args.loss_average == "square_root":
+            inputs = {**inputs, "loss_weight": square_root_weights(inputs["labels"])}
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         # Transformers would encode every conversation to learn its length.
@@ -182,29 +215,25 @@ def finetune(arguments: FinetuneArguments) -> Path:
     set_seed(arguments.seed)  # adapters start from random numbers
     source, run = Path(arguments.model), Path(arguments.output_dir)
     processor = load_processor(source)
-    model = load_model(source, arguments.dtype or ("auto" if arguments.lora_rank else "float32"), arguments.attention)
+    dtype = arguments.dtype or ("auto" if arguments.lora_rank else "float32")
+    model = load_model(source, dtype=dtype, attn_implementation=arguments.attention)
     model.config.llm_config.use_cache = False
-    encoder = ConversationEncoder(processor, arguments.max_tiles)
+    collator = processor.data_collator(max_tiles=arguments.max_tiles)
     max_length = arguments.max_length or model.config.llm_config.max_position_embeddings
 
     def conversations(files: Iterable[str]) -> Conversations:
         folder = None if arguments.image_folder is None else Path(arguments.image_folder)
         read = chain.from_iterable(read_conversations(Path(file), folder) for file in files)
-        return Conversations(read, encoder, max_length)
+        return Conversations(read, collator, max_length)
 
-    weighted = arguments.loss_average == "square_root"
-    pad_token_id = processor.tokenizer.pad_token_id
     trainer = FinetuneTrainer(
         model=choose_trained(model, arguments),
         args=arguments,
         train_dataset=conversations(arguments.data),
         eval_dataset=conversations(arguments.eval_data) if arguments.eval_data else None,
-        data_collator=Collator(pad_token_id, processor.image_processor.tile_size, weighted),
+        data_collator=collator.join,
     )
     check_sharding(trainer.model, trainer.accelerator)
-    if weighted:
-        # The model's weighted mean is one of this batch, not of a number of tokens that the Trainer counts.
-        trainer.model_accepts_loss_kwargs = False
     trainer.run()
     write_result(trainer, source, run)
     trainer.accelerator.end_training()

@@ -1,25 +1,52 @@
-"""Where `from_pretrained` finds a checkpoint folder and its code."""
+"""Opens checkpoint folders: where `from_pretrained` finds one and its code is known here alone."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-def located(folder: Path) -> tuple[Path, dict[str, Any]]:
+
+def located(folder: Path | str) -> tuple[Path | str, dict[str, Any]]:
     """Find out how `from_pretrained` opens a checkpoint folder.
 
     Args:
-        folder: A folder with its code in it, or below the code as `tiny/` is.
+        folder: A folder with its code in it, or below the code as `tiny/` is; or a repository of the Hub, as
+            `owner/name`.
 
     Returns:
         What `from_pretrained` takes, first argument and keywords.
 
     Raises:
-        FileNotFoundError: If it is no such folder.
+        FileNotFoundError: If it is neither.
     """
-    if not (folder / "config.json").is_file():
+    path = Path(folder)
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+        return str(folder), {"trust_remote_code": True}
+    if not (path / "config.json").is_file():
         raise FileNotFoundError(
             f"{folder} has no config.json; expected a folder with a checkpoint and this package's files in it."
         )
-    if list(folder.glob("modeling_*.py")):
-        return folder, {"trust_remote_code": True}
-    return folder.resolve().parent, {"subfolder": folder.name, "trust_remote_code": True}
+    if list(path.glob("modeling_*.py")):
+        return path, {"trust_remote_code": True}
+    return path.resolve().parent, {"subfolder": path.resolve().name, "trust_remote_code": True}
+
+
+def load_model(folder: Path | str, **options: Any) -> PreTrainedModel:
+    """Load the model of a checkpoint folder.
+
+    Args:
+        folder: See `located`.
+        **options: What `from_pretrained` takes; by default the model has the checkpoint's dtype.
+
+    Returns:
+        The model.
+    """
+    place, where = located(folder)
+    return AutoModelForImageTextToText.from_pretrained(place, **{"dtype": "auto", **options}, **where)
+
+
+def load_processor(folder: Path | str) -> ProcessorMixin:
+    """Load the processor of a checkpoint folder, see `located`."""
+    place, where = located(folder)
+    return AutoProcessor.from_pretrained(place, **where)

@@ -1,4 +1,4 @@
-"""Checkpoint folders in the published layout: loads one, writes one, and merges LoRA adapters into one.
+"""Checkpoint folders in the published layout: writes one, and merges LoRA adapters into one.
 
 Merge by hand, for example a checkpoint of a run that goes on, with `python -m training.merge BASE ADAPTER TARGET`.
 """
@@ -11,35 +11,14 @@ from pathlib import Path
 import torch
 from huggingface_hub import save_torch_state_dict
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig
 
-from training.folders import located
+from training.folders import load_model, located
 
 
 # Everything of a checkpoint folder but weights and cards: settings, code, chat template, tokenizer.
 KEPT = (".json", ".py", ".jinja", ".model", ".txt")
 WEIGHT_INDEX = ".index.json"
-
-
-def load_model(folder: Path, dtype: str = "auto", attention: str = "sdpa") -> PreTrainedModel:
-    """Load the model of a checkpoint folder.
-
-    Args:
-        folder: See `located`.
-        dtype: Its dtype; "auto" means the checkpoint's.
-        attention: Name of the attention backend.
-
-    Returns:
-        The model.
-    """
-    place, options = located(folder)
-    return AutoModelForImageTextToText.from_pretrained(place, dtype=dtype, attn_implementation=attention, **options)
-
-
-def load_processor(folder: Path) -> ProcessorMixin:
-    """Load the processor of a checkpoint folder, see `located`."""
-    place, options = located(folder)
-    return AutoProcessor.from_pretrained(place, **options)
 
 
 def write_folder(state: dict[str, torch.Tensor], source: Path, target: Path) -> None:

@@ -4,9 +4,10 @@ import argparse
 import sys
 
 import gradio as gr
-from transformers import AutoModelForImageTextToText, AutoProcessor, logging
+from transformers import logging
 
 from examples.demo.page import CSS, ROOT, Page
+from training.folders import load_model, load_processor
 
 
 def main() -> int:
@@ -20,13 +21,8 @@ def main() -> int:
     options = parser.parse_args()
     logging.disable_progress_bar()
 
-    # The embedded checkpoint has no code of its own: Transformers takes it from the repository's root.
-    is_embedded = (ROOT / options.model).resolve() == ROOT / "tiny"
-    folder, where = (ROOT, {"subfolder": "tiny"}) if is_embedded else (options.model, {})
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True, **where)
-    model = AutoModelForImageTextToText.from_pretrained(
-        folder, trust_remote_code=True, dtype=options.dtype, device_map=options.device_map, **where
-    )
+    processor = load_processor(options.model)
+    model = load_model(options.model, dtype=options.dtype, device_map=options.device_map)
     name = f"{options.model} · {model.num_parameters() / 1e6:,.0f} M · {str(model.dtype).removeprefix('torch.')}"
     page = Page(model.eval(), processor, name).build()
     page.launch(
