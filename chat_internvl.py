@@ -239,8 +239,10 @@ class ChatMixin:
         (*history, (question, _)) = turns
         if num_tiles:
             history, question = place_images(history, question, num_tiles, tile_tokens)
-        system_message = guard_text(tokenizer, self.system_message if system is None else system)
-        return prompt_format(self.config.template).render(history, question, system_message)
+        system = self.system_message if system is None else system
+        if not isinstance(system, str):
+            raise ValueError(f"system is {system!r}; expected text.")
+        return prompt_format(self.config.template).render(history, question, guard_text(tokenizer, system))
 
     @torch.no_grad()
     def _answers(
@@ -392,7 +394,7 @@ def _tiles_of_each(
     questions: Sequence[str],
     num_patches_list: Sequence[int | Sequence[int]] | None,
 ) -> list[list[int]]:
-    if isinstance(questions, str) or len(questions) == 0:
+    if isinstance(questions, str) or not hasattr(questions, "__len__") or len(questions) == 0:
         raise ValueError(f"questions is {questions!r}; expected a list with at least one question.")
     if num_patches_list is None:
         if pixel_values is not None and len(questions) > 1:
@@ -401,12 +403,13 @@ def _tiles_of_each(
                 "give the number of tiles for each question (0 for none)."
             )
         num_patches_list = [0 if pixel_values is None else _tiles_by_default(pixel_values)] * len(questions)
+    num_patches_list = _as_list(num_patches_list)
     if len(num_patches_list) != len(questions):
         raise ValueError(
             f"num_patches_list has {len(num_patches_list)} entries for {len(questions)} questions; give one each "
             "(a list of numbers for a question about several pictures)."
         )
-    tiles = [_as_numbers(one) if isinstance(one, (list, tuple)) else [index(one)] for one in num_patches_list]
+    tiles = [_as_numbers(one if isinstance(one, (list, tuple)) else [one]) for one in num_patches_list]
     tiles = [[] if one == [0] else one for one in tiles]
     counts = [count for one in tiles for count in one]
     tiles_of_one_conversation(pixel_values, counts if counts or pixel_values is None else [0])
@@ -420,9 +423,16 @@ def _tiles_by_default(pixel_values: torch.Tensor | EncodedImages) -> list[int]:
 
 def _as_numbers(counts: Any) -> list[int]:
     """Take counts from lists, arrays or tensors; the image processor returns the latter."""
+    try:
+        return [index(count) for count in _as_list(counts)]
+    except TypeError as error:
+        raise ValueError(f"num_patches_list holds {counts!r}; expected whole numbers.") from error
+
+
+def _as_list(counts: Any) -> list[Any]:
     if not hasattr(counts, "__iter__"):
         raise ValueError(f"num_patches_list is {counts!r}; expected a list with the number of tiles of each picture.")
-    return [index(count) for count in counts]
+    return list(counts)
 
 
 def _check_tiles(pixel_values: torch.Tensor | EncodedImages) -> None:

@@ -6,12 +6,14 @@ on the original picture's proportions. No tensors here, and pictures only to be 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from .image_loading_internvl import open_picture, to_rgb
+from .tiling_internvl import checked_size, is_size
 
 
 STEPS = 1000  # coordinates run from 0 to this
@@ -24,8 +26,9 @@ NUMBERS = {"box": 4, "quad": 8}
 TAGGED = re.compile(r"<(ref|box|quad)>(.*?)(</\1>|(?=</?(?:ref|box|quad)>)|\Z)|</(?:ref|box|quad)>", re.DOTALL)
 BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 NUMBER = re.compile(r"\s*\d+(?:\.\d+)?\s*")
+COMMA = re.compile(r"[,，、]")  # Chinese answers may write Chinese ones
 # What a tokenizer leaves of a box when it drops special tokens.
-BARE_BOX = re.compile(r"\[\[[\d\s.,]+\](?:\s*,\s*\[[\d\s.,]+\])*\]")
+BARE_BOX = re.compile(r"\[\[[\d\s.,，、]+\](?:\s*[,，、]\s*\[[\d\s.,，、]+\])*\]")
 
 # Distinct on photographs; one for each label, in the order of their appearance.
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324")
@@ -55,32 +58,36 @@ class Grounding:
         regions: One entry for each box or quad, in order.
         problems: What could not be read, a sentence each: nothing is dropped without one. Empty if all is well.
         image_size: Size (width, height) of the picture in pixels.
+        apply_exif_orientation: Whether that is the size of the upright picture, EXIF data applied.
     """
 
     text: str
     regions: list[Region]
     problems: list[str]
     image_size: tuple[int, int]
+    apply_exif_orientation: bool = True
 
     def draw(self, image: Any, font: Any = None) -> Image.Image:
         """Draw the regions on a copy of their picture, one colour for each label.
 
         Args:
-            image: The picture, in any form that the image processor reads; once upright, it has the size that the
-                regions refer to.
+            image: The picture, in any form that the image processor reads; turned as it was for the model, it has the
+                size that the regions refer to.
             font: A PIL font for the labels. PIL's own has only Latin letters: without a font, any other label is
                 written as its number among the regions, "#1" the first.
 
         Returns:
-            An upright RGB picture.
+            An RGB picture, upright unless the model saw it otherwise.
 
         Raises:
-            ValueError, TypeError, OSError: If the picture has another size or cannot be read.
+            ValueError, TypeError, OSError: If the picture has another size or cannot be read, or the font is none.
         """
+        if font is not None and not hasattr(font, "getbbox"):
+            raise TypeError(f"font is {font!r}, expected a PIL font such as ImageFont.truetype(path, 24).")
         canvas = to_rgb(
             open_picture(image, "image"),
             "image",
-            apply_exif_orientation=True,
+            apply_exif_orientation=self.apply_exif_orientation,
             composite_alpha=True,
             rescale_depth=True,
         ).copy()
@@ -106,7 +113,9 @@ class Grounding:
 class GroundingMixin:
     """Grounding for a processor with `image_processor` and `post_process_image_text_to_text`."""
 
-    def post_process_grounding(self, answers: Any, image_sizes: Any) -> list[Grounding]:
+    def post_process_grounding(
+        self, answers: Any, image_sizes: Any, apply_exif_orientation: bool | None = None
+    ) -> list[Grounding]:
         """Read labels and boxes from answers, as pixels of the original pictures.
 
         Args:
@@ -115,24 +124,31 @@ class GroundingMixin:
             image_sizes: The picture's size (width, height) in pixels, or the picture itself, in any form that the
                 image processor reads; one for all answers, or a list with one for each. A photograph's size is that of
                 the upright picture.
+            apply_exif_orientation: As in the call that showed the picture; None means the image processor's setting.
 
         Returns:
             One `Grounding` for each answer.
 
         Raises:
-            ValueError: If there are not as many sizes as answers, or a size is not positive.
+            ValueError: If there are not as many sizes as answers, or one is no size or no picture.
         """
         if isinstance(answers, str):
             answers = [answers]
         elif not (isinstance(answers, Sequence) and all(isinstance(answer, str) for answer in answers)):
             answers = self.post_process_image_text_to_text(answers)
-        sizes = image_sizes if isinstance(image_sizes, list) else [image_sizes] * len(answers)
+        is_list = isinstance(image_sizes, list) and not is_size(image_sizes)
+        sizes = image_sizes if is_list else [image_sizes] * len(answers)
         if len(sizes) != len(answers):
             raise ValueError(f"There are {len(sizes)} image sizes for {len(answers)} answers; give one for each.")
-        sizes = [self.image_processor.upright_size(size) for size in sizes]
-        return [parse_grounding(answer, size) for answer, size in zip(answers, sizes, strict=True)]
+        if apply_exif_orientation is None:
+            apply_exif_orientation = self.image_processor.apply_exif_orientation
+        turned = {"apply_exif_orientation": apply_exif_orientation}
+        sizes = [self.image_processor.upright_size(size, **turned) for size in sizes]
+        return [replace(parse_grounding(*one), **turned) for one in zip(answers, sizes, strict=True)]
 
-    def grounding_text(self, boxes: Any, image_size: Any, label: str | None = None) -> str:
+    def grounding_text(
+        self, boxes: Any, image_size: Any, label: str | None = None, apply_exif_orientation: bool | None = None
+    ) -> str:
         """Write pixel boxes as the model reads and writes them, for prompts and for training.
 
         Args:
@@ -140,14 +156,16 @@ class GroundingMixin:
                 tensors; four corners (x, y) instead of a box make a quad.
             image_size: As in `post_process_grounding`, of one picture.
             label: What the boxes show; None writes no `<ref>`.
+            apply_exif_orientation: As in `post_process_grounding`.
 
         Returns:
             `<ref>label</ref><box>[[x1,y1,x2,y2]]</box>`; several boxes share the tag.
 
         Raises:
-            ValueError: If a box is not within the picture, or the label holds a tag.
+            ValueError: If a box is not within the picture, or the label is empty or holds a tag.
         """
-        return format_grounding(boxes, self.image_processor.upright_size(image_size), label)
+        size = self.image_processor.upright_size(image_size, apply_exif_orientation=apply_exif_orientation)
+        return format_grounding(boxes, size, label)
 
 
 def parse_grounding(answer: str, image_size: tuple[int, int]) -> Grounding:
@@ -166,17 +184,16 @@ def parse_grounding(answer: str, image_size: tuple[int, int]) -> Grounding:
         Text, regions and problems.
 
     Raises:
-        ValueError: If the size is not positive.
+        ValueError: If the size is none.
     """
-    _check_size(image_size)
-    reader, end = _Reader(image_size), 0
+    reader, end = _Reader(checked_size(image_size)), 0
     for match in TAGGED.finditer(answer):
         reader.plain(answer[end : match.start()])
         reader.tagged(match)
         end = match.end()
     reader.plain(answer[end:])
     reader.drop_label()
-    return Grounding("".join(reader.text).strip(), reader.regions, reader.problems, tuple(image_size))
+    return Grounding("".join(reader.text).strip(), reader.regions, reader.problems, reader.image_size)
 
 
 @dataclass
@@ -221,12 +238,12 @@ class _Reader:
 
     def _places(self, tag: str, content: str) -> None:
         width, height = self.image_size
-        rest = BRACKETS.sub("", content).strip(" \n\t,[]")
+        rest = BRACKETS.sub("", content).strip(" \n\t,，、[]")
         groups = BRACKETS.findall(content)
         if rest or not groups:
             self.problems.append(f"<{tag}> {content!r} is not a list such as [[x1,y1,x2,y2]].")
         for group in groups:
-            numbers = group.split(",")
+            numbers = COMMA.split(group)
             problem = _problem_of(tag, numbers)
             if problem:
                 self.problems.append(f"<{tag}> [{group}] {problem}.")
@@ -253,7 +270,9 @@ def _problem_of(tag: str, numbers: Sequence[str]) -> str | None:
 
 def format_grounding(boxes: Any, image_size: tuple[int, int], label: str | None = None) -> str:
     """Write boxes of one label, see `GroundingMixin.grounding_text`. Coordinates go to the nearest of 0..1000."""
-    _check_size(image_size)
+    image_size = checked_size(image_size)
+    if label is not None and (not isinstance(label, str) or not label.strip()):
+        raise ValueError(f"The label is {label!r}, expected text, or None for a box without one.")
     if label is not None and TAGGED.search(label):
         raise ValueError(f"The label is {label!r}, which holds a tag; give plain text.")
     written = {"box": [], "quad": []}
@@ -266,22 +285,33 @@ def format_grounding(boxes: Any, image_size: tuple[int, int], label: str | None 
 def _all_points(boxes: Any) -> list[list[list[float]]]:
     """Return the two opposite corners of each box, or the four corners of each quad, however they are nested."""
     boxes = _plain(boxes)
-    if boxes and not isinstance(boxes[0], list):
-        boxes = [boxes]  # a single box
-    elif boxes and len(boxes[0]) == 2 and not isinstance(boxes[0][0], list):
-        boxes = [boxes]  # a single quad
-    found = [box if isinstance(box[0], list) else [box[:2], box[2:]] for box in boxes if box]
-    if not found or any([len(point) for point in points] not in ([2] * 2, [2] * 4) for points in found):
+    single = _points(boxes)
+    found = [single] if single else [_points(box) for box in boxes] if isinstance(boxes, list) else []
+    if not found or None in found:
         raise ValueError(
-            f"The boxes are {boxes}, expected (left, top, right, bottom) or four corners (x, y) for each."
+            f"The boxes are {boxes}, expected (left, top, right, bottom) or four corners (x, y) for each, in numbers."
         )
     return found
 
 
 def _plain(numbers: Any) -> Any:
-    """Return lists of floats for tuples, arrays and tensors of any depth."""
+    """Return lists of floats for tuples, arrays and tensors of any depth; what is no number stays."""
     numbers = numbers.tolist() if hasattr(numbers, "tolist") else numbers
-    return [_plain(number) for number in numbers] if isinstance(numbers, (list, tuple)) else float(numbers)
+    if isinstance(numbers, (list, tuple)):
+        return [_plain(number) for number in numbers]
+    return float(numbers) if isinstance(numbers, Real) else numbers
+
+
+def _points(box: Any) -> list[list[float]] | None:
+    """Return the corners of one box or quad, None if it is neither."""
+    if _are_numbers(box, 4):
+        return [box[:2], box[2:]]
+    is_corners = isinstance(box, list) and len(box) in (2, 4) and all(_are_numbers(point, 2) for point in box)
+    return box if is_corners else None
+
+
+def _are_numbers(value: Any, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(isinstance(number, float) for number in value)
 
 
 def _thousandths(points: list[list[float]], image_size: tuple[int, int]) -> str:
@@ -293,11 +323,6 @@ def _thousandths(points: list[list[float]], image_size: tuple[int, int]) -> str:
             f"{width} x {height} (width x height): clip it, or check that it is not in other units."
         )
     return f"[{','.join(f'{round(STEPS * x / width)},{round(STEPS * y / height)}' for x, y in points)}]"
-
-
-def _check_size(image_size: tuple[int, int]) -> None:
-    if len(image_size) != 2 or min(image_size) < 1:
-        raise ValueError(f"The image size is {image_size}, expected (width, height) in pixels, at least 1 x 1.")
 
 
 def _corners(box: Box) -> Corners:

@@ -8,9 +8,10 @@ Shapes: num_tiles is the number of tiles of one picture with its thumbnail, tota
 """
 
 import math
-import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any, TypedDict
 
 import numpy as np
@@ -20,12 +21,13 @@ from transformers.processing_utils import Unpack
 
 from .image_loading_internvl import flatten_images, open_picture, picture_size, to_rgb
 from .tile_pixels_internvl import empty_tiles, pad_to_square, write_tiles
-from .tiling_internvl import TilePlan, plan_tiles, plan_together
+from .tiling_internvl import TilePlan, checked_size, plan_tiles, plan_together
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# The most tiles of the paper's flexible resolution, of which training saw 12 at most.
+# The paper's flexible resolution: from one tile up to 40, of which training saw 12 at most.
+RESOLUTIONS = ("low", "high", "auto")
 HIGH_RESOLUTION_TILES = 40
 
 
@@ -53,8 +55,7 @@ class ImageSettings:
         rescale_depth: Scale 16-bit and float pictures by their range instead of clipping them at 255.
 
     Raises:
-        ValueError: If a value is out of its range.
-        TypeError: If a value is of the wrong type.
+        ValueError: If a value is out of its range or of another type.
     """
 
     min_tiles: int = 1
@@ -70,15 +71,21 @@ class ImageSettings:
     rescale_depth: bool = True
 
     def __post_init__(self) -> None:
-        self._check_types()
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if setting.type is bool and not isinstance(value, bool):
+                raise ValueError(f"{setting.name} is {value!r}, expected True or False.")
+            if setting.type in (int, int | None) and not isinstance(value, (Integral, type(None))):
+                raise ValueError(f"{setting.name} is {value!r}, expected a whole number.")
         self.plan(1, 1)  # checks the limits and the tile size
         if self.total_max_tiles is not None and self.total_max_tiles < 1:
             raise ValueError(f"total_max_tiles is {self.total_max_tiles}, expected at least 1, or None for no limit.")
         for name in ("image_mean", "image_std"):
-            values = tuple(getattr(self, name))
-            object.__setattr__(self, name, values)  # JSON gives lists
-            if len(values) != 3 or not all(math.isfinite(value) for value in values):
-                raise ValueError(f"{name} is {values}, expected three numbers for red, green and blue.")
+            given = getattr(self, name)
+            values = tuple(given) if hasattr(given, "__iter__") else ()  # JSON gives lists
+            if len(values) != 3 or not all(isinstance(value, Real) and math.isfinite(value) for value in values):
+                raise ValueError(f"{name} is {given!r}, expected three numbers for red, green and blue.")
+            object.__setattr__(self, name, values)
         if min(self.image_std) <= 0:
             raise ValueError(f"image_std is {self.image_std}, expected positive numbers: values are divided by them.")
         if self.pad2square and self.max_tiles > 1:
@@ -86,21 +93,6 @@ class ImageSettings:
                 f"pad2square makes one square tile, but max_tiles is {self.max_tiles}: "
                 "set max_tiles=1 to pad, or pad2square=False to cut the picture into tiles."
             )
-
-    def _check_types(self) -> None:
-        for name in ("min_tiles", "max_tiles", "total_max_tiles", "tile_size"):
-            value = getattr(self, name)
-            is_count = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-            if not is_count and (name, value) != ("total_max_tiles", None):
-                raise TypeError(f"{name} is {value!r}, expected a whole number.")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is bool and not isinstance(value, bool):
-                raise TypeError(f"{field.name} is {value!r}, expected True or False.")
-        for name in ("image_mean", "image_std"):
-            value = getattr(self, name)
-            if not isinstance(value, (list, tuple)) or not all(isinstance(one, numbers.Real) for one in value):
-                raise TypeError(f"{name} is {value!r}, expected three numbers for red, green and blue.")
 
     def plan(self, width: int, height: int) -> TilePlan:
         """Plan the tiles of a picture of this size in pixels."""
@@ -163,8 +155,15 @@ class InternVLImageProcessor(BaseImageProcessor):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Make a processor from what a file says, the caller's settings in place of the file's; all are checked."""
-        settings = {name: kwargs.pop(name) for name in InternVLImagesKwargs.__annotations__ if name in kwargs}
+        """Make a processor from what a file says, the caller's settings in place of the file's; all are checked.
+
+        Other keywords than settings come along from the loading of models and tokenizers and pass, but for those that
+        are misspelt settings, or settings of other image processors.
+        """
+        known = [*InternVLImagesKwargs.__annotations__, *FIXED_VALUES]
+        settings = {name: kwargs.pop(name) for name in known if name in kwargs}
+        if unknown := [name for name in kwargs if name in IGNORED_NAMES or get_close_matches(name, known, 1, 0.8)]:
+            raise _unknown_settings(unknown)
         return super().from_dict({**image_processor_dict, **_own_names(settings)}, **kwargs)
 
     def preprocess(
@@ -279,7 +278,7 @@ class InternVLImageProcessor(BaseImageProcessor):
         """Return the size (width, height) in pixels of an image as the model sees it, without decoding it.
 
         Args:
-            image: Any single image that `preprocess` takes; a size as a tuple is returned as it is.
+            image: Size (width, height) in pixels, or any single image that `preprocess` takes.
             **kwargs: Settings that this call changes, see `ImageSettings`.
 
         Returns:
@@ -288,8 +287,8 @@ class InternVLImageProcessor(BaseImageProcessor):
         Raises:
             ValueError, TypeError, OSError: As `plan`.
         """
-        if isinstance(image, tuple):
-            return image
+        if isinstance(image, (tuple, list)):
+            return checked_size(image)
         is_turned = kwargs.get("apply_exif_orientation")
         picture = open_picture(image, "image", kwargs.get("input_data_format"))
         return picture_size(picture, self.apply_exif_orientation if is_turned is None else is_turned)
@@ -324,22 +323,24 @@ class InternVLImageProcessor(BaseImageProcessor):
             settings = _settings(current, changes)
             return settings, [settings.max_tiles] * num_images
         if resolution is None:
-            limits = [self.max_tiles if one is None else one for one in _for_each("max_tiles", wanted, num_images)]
+            limits = [self._limit(one) for one in _for_each("max_tiles", wanted, num_images)]
         else:
-            limits = [self._resolved(one) for one in _for_each("resolution", resolution, num_images)]
-        for limit in limits:
-            _settings(current, changes | {"max_tiles": limit, "min_tiles": 1})  # checks it
+            limits = [self._limit_of_resolution(one) for one in _for_each("resolution", resolution, num_images)]
         changes["max_tiles"] = max(limits, default=1)
-        changes["min_tiles"] = min(changes.get("min_tiles", self.min_tiles), changes["max_tiles"])
+        changes["min_tiles"] = min(changes.get("min_tiles", self.min_tiles), max(changes["max_tiles"], 1))
         return _settings(current, changes), limits
 
-    def _resolved(self, resolution: str | None) -> int:
+    def _limit(self, wanted: int | None) -> int:
+        """Return the limit of an image for which `wanted` was said."""
+        if not isinstance(wanted, (Integral, type(None))):
+            raise ValueError(f"max_tiles is {wanted!r} for an image, expected a whole number, or None.")
+        return self.max_tiles if wanted is None else int(wanted)
+
+    def _limit_of_resolution(self, wanted: str | None) -> int:
         """Turn a resolution into a number of tiles."""
-        own = self.max_tiles
-        limits = {None: own, "auto": own, "low": 1, "high": max(own, HIGH_RESOLUTION_TILES)}
-        if resolution not in limits:
-            raise ValueError(f"resolution is {resolution!r}, expected 'low' (one tile), 'high' (40) or 'auto'.")
-        return limits[resolution]
+        if wanted is not None and wanted not in RESOLUTIONS:
+            raise ValueError(f"resolution is {wanted!r}, expected 'low' (one tile), 'high' (40) or 'auto'.")
+        return {"low": 1, "high": max(self.max_tiles, HIGH_RESOLUTION_TILES)}.get(wanted, self.max_tiles)
 
 
 def _by_prompt(images: Any) -> list[list[Any]]:
@@ -391,11 +392,14 @@ def _torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
 def _settings(current: dict[str, Any], changes: dict[str, Any]) -> ImageSettings:
     """Apply changes, under any of their names, to current settings. None leaves a setting as it is."""
     changes = _own_names(changes)
-    known = [field.name for field in fields(ImageSettings)]
-    unknown = sorted(changes.keys() - set(known))
-    if unknown:
-        raise TypeError(f"Unknown image settings {unknown}, expected some of {', '.join(known)}: check the spelling.")
+    if unknown := changes.keys() - {field.name for field in fields(ImageSettings)}:
+        raise _unknown_settings(unknown)
     return ImageSettings(**current | changes)
+
+
+def _unknown_settings(names: Iterable[str]) -> TypeError:
+    known = ", ".join(field.name for field in fields(ImageSettings))
+    return TypeError(f"Unknown image settings {sorted(names)}, expected some of {known}: check the spelling.")
 
 
 def _own_names(changes: dict[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from reprlib import repr as shortened
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .prompt_internvl import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, guard_text
 
@@ -12,6 +14,9 @@ from .prompt_internvl import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, guard_text
 # Where a message item names its picture or clip, and what else it may say about it.
 SOURCE_KEYS = {"image": ("image", "url", "path", "base64"), "video": ("video", "url", "path")}
 SETTING_KEYS = ("max_tiles", "resolution", "num_frames")
+ROLES = ("system", "user", "assistant", "tool")
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +32,9 @@ class Visual:
     settings: dict[str, Any]
 
 
-def prepare_conversation(tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Any]) -> list[Any]:
+def prepare_conversation(
+    tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Any], takes_places: bool = True
+) -> list[Any]:
     """Copy messages so that every release of Transformers' templates can read them; a list of conversations alike.
 
     What is typed never becomes a control token. Where images or videos are items, a typed `<image>` stays text, and
@@ -38,18 +45,33 @@ def prepare_conversation(tokenizer: PreTrainedTokenizerBase, conversation: Seque
         conversation: Messages with `role` and `content`: text, or a list of items. An image item names its image under
             `image`, `url`, `path` or `base64`, a video item under `video`, `url` or `path`; OpenAI's `image_url` and
             `video_url` items are read too, their `detail` as `resolution`.
+        takes_places: Whether an item may name nothing, and be the place of what is given apart.
 
     Returns:
         Messages whose content is a list of text items and of `Visual` under `image` and `video`.
 
     Raises:
-        ValueError: If there is no message, or content is not what it should be.
+        ValueError: If there is no message, or a role or content is not what it should be.
     """
     if not conversation:
         raise ValueError("The conversation is empty; expected at least one message with role and content.")
-    if not isinstance(conversation[0], dict):
-        return [prepare_conversation(tokenizer, one) for one in conversation]
+    if isinstance(conversation, (str, dict)) or not hasattr(conversation, "__getitem__"):
+        raise ValueError(f"A conversation is {shortened(conversation)}; expected a list of messages.")
+    if not any(isinstance(message, dict) for message in conversation):
+        return [prepare_conversation(tokenizer, one, takes_places) for one in conversation]
+    for message in conversation:
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise ValueError(
+                f"A message is {shortened(message)}; expected a dict with content and a role of {', '.join(ROLES)}."
+            )
     contents = [read_content(message.get("content")) for message in conversation]
+    if not takes_places and any(
+        item in ({"type": "image"}, {"type": "video"}) for items in contents for item in items
+    ):
+        raise ValueError(
+            "An image or video item names nothing, and nothing is given apart; expected for example "
+            '{"type": "image", "path": ...}.'
+        )
     kinds = {item["type"] for items in contents for item in items}
     placed = [IMAGE_PLACEHOLDER] if kinds & {"image", "video"} else []
     placed += [VIDEO_PLACEHOLDER] if "video" in kinds else []
@@ -77,11 +99,14 @@ def read_content(content: str | Sequence[dict[str, Any]] | None) -> list[dict[st
         they are places for what is given apart.
 
     Raises:
-        ValueError: If an item is no dict with a type.
+        ValueError: If an item is no dict with a type and what belongs to it.
     """
+    if isinstance(content, dict) or not hasattr(content or (), "__iter__"):
+        raise ValueError(f"Content is {shortened(content)}; expected text or a list of items.")
     items = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or ())
     for item in items:
-        if not isinstance(item, dict) or "type" not in item:
+        is_item = isinstance(item, dict) and isinstance(item.get("type"), str)
+        if not is_item or (item["type"] == "text" and not isinstance(item.get("text"), str)):
             raise ValueError(
                 f'Content holds {item!r}; expected {{"type": "text", "text": ...}} or an image or video item.'
             )
@@ -95,10 +120,23 @@ def _wrapped(item: dict[str, Any]) -> dict[str, Any]:
         return item
     link = item.get(f"{kind}_url") or {}
     said = {**item, **(link if isinstance(link, dict) else {"url": link})}
-    source = next((said[key] for key in SOURCE_KEYS[kind] if said.get(key) is not None), None)
+    said = {key: value for key, value in said.items() if value is not None and key not in ("type", f"{kind}_url")}
+    source = next((said[key] for key in SOURCE_KEYS[kind] if key in said), None)
+    if source is None and said:
+        raise ValueError(
+            f"An item of type {kind} says {', '.join(said)} and names no {kind}; expected it under one of "
+            f'{", ".join(SOURCE_KEYS[kind])}. Only {{"type": "{kind}"}} alone is a place for what is given apart.'
+        )
     if source is None:
         return {"type": kind}
-    settings = {key: said[key] for key in SETTING_KEYS if said.get(key) is not None}
-    if said.get("detail") is not None:
+    if kind == "image" and isinstance(source, (list, tuple)):
+        raise ValueError(f"An image item names {len(source)} images; write an item for each.")
+    if unknown := said.keys() - {*SOURCE_KEYS[kind], *SETTING_KEYS, "detail"}:
+        logger.warning_once(
+            f"An item of type {kind} says {', '.join(sorted(unknown))}, which changes nothing; what does is "
+            f"{', '.join(SETTING_KEYS)}."
+        )
+    settings = {key: said[key] for key in SETTING_KEYS if key in said}
+    if "detail" in said:
         settings.setdefault("resolution", said["detail"])
     return {"type": kind, kind: Visual(source, settings)}

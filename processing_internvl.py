@@ -5,10 +5,10 @@ first one `<image>` for each of its frames.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from reprlib import repr as shortened
 from typing import Any
 
-import torch
 from transformers import AutoTokenizer, BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
@@ -24,7 +24,7 @@ from .prompt_internvl import (
     encode_prompt,
     place_images,
 )
-from .tiling_internvl import tokens_per_tile
+from .tiling_internvl import is_size, tokens_per_tile
 from .token_map_internvl import TokenMapMixin
 from .video_internvl import frames_of, is_clip
 
@@ -128,8 +128,8 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
             tile_size). Several prompts are padded whenever tensors are asked for.
 
         Raises:
-            ValueError: If images or videos and their places do not fit, truncation would cut into an image, or
-                nothing is given; further errors as the image processor and `frames_of` say.
+            ValueError: If images or videos and their places do not fit, truncation would cut into an image, text is
+                no text, or nothing is given; further errors as the image processor and `frames_of` say.
         """
         text_kwargs, image_kwargs, num_frames = self._split_kwargs(kwargs)
         if text is None:
@@ -138,8 +138,7 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
             if images is None:
                 raise ValueError("Neither text nor images are given; give at least one of them.")
             return self.image_processor(images, return_tensors=return_tensors or "pt", **image_kwargs)
-        prompts = [text] if isinstance(text, str) else list(text)
-        groups = [[]]
+        prompts, groups = _checked_prompts(text), [[]]
         if images is None and videos is None:
             self.image_processor.tile_limits(0, **image_kwargs)  # a wrong setting is wrong without images as well
         else:
@@ -178,23 +177,28 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
 
         Returns:
             The prompt; with `tokenize=True` ids; with `return_dict=True` also what `__call__` returns.
+
+        Raises:
+            ValueError: If messages are not what they should be, or with `tokenize=True` an item names nothing and
+                nothing is given apart; as `__call__`.
         """
+        given = {**kwargs, **(kwargs.get("processor_kwargs") or {})}
+        takes_places = not kwargs.get("tokenize") or "images" in given or "videos" in given
         return super().apply_chat_template(
-            prepare_conversation(self.tokenizer, conversation), chat_template=chat_template, **kwargs
+            prepare_conversation(self.tokenizer, conversation, takes_places), chat_template=chat_template, **kwargs
         )
 
     def count_image_tokens(self, images: Any, **kwargs: Any) -> list[int]:
         """Count the image tokens that each image will take, without decoding it.
 
         Args:
-            images: One image or its size (width, height) as a tuple of two numbers, or a list of them, which are of
-                one prompt.
+            images: One image or its size (width, height) in pixels, or a list of them, which are of one prompt.
             **kwargs: What the image processor takes, such as `max_tiles`, `total_max_tiles` and `resolution`.
 
         Returns:
             For each image its tiles, thumbnail included, times the image tokens of a tile.
         """
-        images = [images] if not isinstance(images, (list, tuple)) or _is_size(images) else images
+        images = [images] if is_size(images) or not isinstance(images, (list, tuple)) else images
         limits = self.image_processor.tile_limits(len(images), **kwargs)
         pictures = [self._limited(image, limit) for image, limit in zip(images, limits, strict=True)]
         settings = {**kwargs, **LIMITS_SETTLED, "max_tiles": [limit for _, limit in pictures]}
@@ -221,15 +225,17 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         """Decode answers; grounding tags stay even where other special tokens go.
 
         Args:
-            generated_outputs: Token ids `(batch, seq)` or `(seq,)`.
+            generated_outputs: Token ids `(batch, seq)` or `(seq,)`; rows of lists may differ in length.
             skip_special_tokens: Whether special tokens go.
             **kwargs: Passed to the tokenizer when special tokens stay.
 
         Returns:
             One text for each row.
+
+        Raises:
+            ValueError: If they are no token ids.
         """
-        rows = torch.as_tensor(generated_outputs)
-        rows = (rows if rows.ndim > 1 else rows[None]).tolist()
+        rows = _rows_of_ids(generated_outputs)
         if skip_special_tokens:
             return [decode_answer(self.tokenizer, row) for row in rows]
         return [self.tokenizer.decode(row, skip_special_tokens=False, **kwargs) for row in rows]
@@ -294,6 +300,8 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         add_special_tokens: bool = True,
     ) -> dict[str, Any]:
         rows = [encode_prompt(self.tokenizer, prompt, add_special_tokens) for prompt in prompts]
+        if max_length is not None:
+            _check_length(max_length, is_used=truncation is not None or padding == "max_length")
         if truncation:
             max_length = self.tokenizer.model_max_length if max_length is None else max_length
             for index, row in enumerate(rows):
@@ -317,8 +325,49 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         return {name: padded[name] for name in ("input_ids", "attention_mask")}
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(side, int) for side in value)
+def _checked_prompts(text: Any) -> list[str]:
+    """Return the prompts of a call.
+
+    Raises:
+        ValueError: If there is none, or one is no text.
+    """
+    prompts = list(text) if isinstance(text, Iterable) and not isinstance(text, str) else [text]
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(
+            f"text is {shortened(text)}, expected a prompt or a list of at least one; images come first, and messages "
+            "go to apply_chat_template."
+        )
+    return prompts
+
+
+def _rows_of_ids(token_ids: Any) -> list[list[int]]:
+    """Return token ids `(batch, seq)` or `(seq,)` as a list for each row.
+
+    Raises:
+        ValueError: If they are something else.
+    """
+
+    def plain(values: Any) -> Any:
+        values = values.tolist() if hasattr(values, "tolist") else values
+        return [plain(value) for value in values] if isinstance(values, (list, tuple)) else values
+
+    rows = plain(token_ids)
+    if isinstance(rows, list) and not any(isinstance(row, list) for row in rows):
+        rows = [rows]
+    if not isinstance(rows, list) or not all(
+        isinstance(row, list) and all(isinstance(token_id, int) for token_id in row) for row in rows
+    ):
+        raise ValueError(
+            f"The token ids are {shortened(token_ids)}, expected (batch, seq) or (seq,), as generate returns them."
+        )
+    return rows
+
+
+def _check_length(max_length: int, is_used: bool) -> None:
+    if max_length < 1:
+        raise ValueError(f"max_length is {max_length}, expected at least 1.")
+    if not is_used:
+        raise ValueError(f"max_length is {max_length}: say truncation=True or padding='max_length' as well.")
 
 
 def _line_up(prompt: str, images: Sequence[Any], clips: Sequence[list[Any]]) -> tuple[str, list[Any]]:

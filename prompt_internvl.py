@@ -117,7 +117,15 @@ def guard_text(tokenizer: PreTrainedTokenizerBase, text: str, *, also: Sequence[
 
     Returns:
         The text with `CUT` inside each control token; the very same text where there is none.
+
+    Raises:
+        TypeError: If the tokenizer is none.
     """
+    if not hasattr(tokenizer, "added_tokens_decoder"):
+        raise TypeError(
+            f"tokenizer is of type {type(tokenizer).__name__}; expected the checkpoint's tokenizer, which a processor "
+            "has as processor.tokenizer."
+        )
     tokens = {*map(str, tokenizer.added_tokens_decoder.values()), *tokenizer.all_special_tokens, *also}
     control = sorted(map(re.escape, tokens - {*GROUNDING_TAGS, ""}))
     pattern = f"(?=({'|'.join([UNUSED_TOKEN, *control])}))(.)"

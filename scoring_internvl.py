@@ -5,7 +5,7 @@ temperature, penalties and other settings of `generate` choose the tokens and do
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -131,14 +131,15 @@ class ScoringMixin:
         Raises:
             ValueError: If there is no choice, one is not text or has no tokens; as `chat`.
         """
-        if isinstance(choices, str) or not choices or not all(isinstance(choice, str) for choice in choices):
+        texts = list(choices) if isinstance(choices, Iterable) and not isinstance(choices, str) else []
+        if not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"choices is {choices!r}; expected a list with at least one text.")
         num_tiles = tiles_of_one_conversation(pixel_values, num_patches_list)
         _, (prompt,) = self._open(tokenizer, pixel_values, [question], [history], [num_tiles], system)
-        rows = [self._choice_ids(tokenizer, prompt, choice, with_end) for choice in choices]
+        rows = [self._choice_ids(tokenizer, prompt, text, with_end) for text in texts]
         prompt_embeds, _ = self._embed_prompts(tokenizer, pixel_values, [prompt])
         scores = self._continuation_logprobs(prompt_embeds, rows)
-        return [_scored(tokenizer, *one) for one in zip(choices, rows, scores, strict=True)]
+        return [_scored(tokenizer, *one) for one in zip(texts, rows, scores, strict=True)]
 
     def _choice_ids(self, tokenizer: PreTrainedTokenizerBase, prompt: str, choice: str, with_end: bool) -> list[int]:
         """Return a choice's tokens, as they follow the prompt when the model was trained."""

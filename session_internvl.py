@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from .cache_internvl import let_grow, stretching_limit
-from .chat_internvl import checked_turns, place_in_front
+from .chat_internvl import checked_turns, place_in_front, tiles_of_one_conversation
 from .image_features_internvl import EncodedImages
 from .prompt_internvl import IMAGE_CONTEXT_TOKEN, IMAGE_PLACEHOLDER, History, encode_prompt, prompt_format
 from .streaming_internvl import GenerationOptions, stream_answer
@@ -59,9 +59,11 @@ class ChatSession:
             num_patches_list: Tiles of each picture; None means that all tiles are one picture.
 
         Raises:
-            ValueError: As `encode_images`, or if the session is closed.
+            ValueError: If there are no tiles, or not as many as counted; or if the session is closed.
         """
         self._check_open()
+        if pixel_values is None:
+            raise ValueError("pixel_values is None; give the tiles of the pictures to show.")
         self._waiting += self._encoded(pixel_values, num_patches_list)
 
     def chat(
@@ -179,13 +181,12 @@ class ChatSession:
         self, pixel_values: torch.Tensor | EncodedImages | None, num_patches_list: Sequence[int] | None
     ) -> list[EncodedImages]:
         """Return pictures one by one."""
+        num_tiles = tiles_of_one_conversation(pixel_values, num_patches_list)
         if pixel_values is None:
             return []
-        if not isinstance(pixel_values, EncodedImages):
-            pixel_values = self.model.encode_images(pixel_values, num_patches_list)
-        elif num_patches_list is not None:
-            pixel_values = EncodedImages(pixel_values.features, tuple(int(count) for count in num_patches_list))
-        return pixel_values.split()
+        if isinstance(pixel_values, EncodedImages):
+            return EncodedImages(pixel_values.features, tuple(num_tiles)).split()
+        return self.model.encode_images(pixel_values, num_tiles).split()
 
     @torch.no_grad()
     def _ask(

@@ -107,7 +107,16 @@ def stream_answer(
 
 
 def generation_kwargs(generation_config: GenerationOptions) -> dict[str, Any]:
-    """Return options as keyword arguments of `generate`; the caller's objects stay as they are."""
+    """Return options as keyword arguments of `generate`; the caller's objects stay as they are.
+
+    Raises:
+        ValueError: If they are no options.
+    """
+    if not isinstance(generation_config, (Mapping, GenerationConfig, type(None))):
+        raise ValueError(
+            f'generation_config is {generation_config!r}; expected a dict such as {{"max_new_tokens": 64}}, or a '
+            "GenerationConfig."
+        )
     if isinstance(generation_config, GenerationConfig):
         return {"generation_config": copy.deepcopy(generation_config)}
     return dict(generation_config or {})

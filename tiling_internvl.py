@@ -7,6 +7,9 @@ are the image processor's. The rule is "dynamic high resolution" of InternVL 1.5
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Real
+from operator import index
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,28 @@ class TilePlan:
             for row in range(self.rows)
             for column in range(self.columns)
         )
+
+
+def is_size(value: Any) -> bool:
+    """Whether a value is meant as the size of a picture: a tuple or list of nothing but numbers."""
+    return isinstance(value, (tuple, list)) and bool(value) and all(isinstance(side, Real) for side in value)
+
+
+def checked_size(size: Sequence[int]) -> tuple[int, int]:
+    """Return the size (width, height) of a picture in pixels as two ints.
+
+    Raises:
+        ValueError: If it is anything but two whole numbers of at least 1.
+    """
+    try:
+        width, height = map(index, size)
+    except (TypeError, ValueError):
+        width = height = 0
+    if min(width, height) < 1:
+        raise ValueError(
+            f"The image size is {size!r}, expected (width, height) in pixels: two whole numbers of at least 1."
+        )
+    return width, height
 
 
 @lru_cache(maxsize=64)

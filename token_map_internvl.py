@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .tiling_internvl import TilePlan
+from .tiling_internvl import TilePlan, is_size
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,16 @@ class ImageTokenMap:
 
         Returns:
             Weights `(..., tiles, side, side)`, the thumbnail last.
+
+        Raises:
+            ValueError: If there are fewer weights than the prompt has tokens.
         """
+        weights = torch.as_tensor(weights)
+        if weights.ndim == 0 or weights.shape[-1] <= self.positions[-1]:
+            raise ValueError(
+                f"The weights are {tuple(weights.shape)}, expected (..., seq) with one for each token of the prompt, "
+                f"which has this picture's last one at position {self.positions[-1]}."
+            )
         weights = weights[..., list(self.positions)]  # (..., tiles * side²)
         maps = weights.reshape(*weights.shape[:-1], self.plan.num_tiles, self.side, self.side)
         return maps.transpose(-1, -2) if self.transposed else maps
@@ -145,17 +154,24 @@ class TokenMapMixin:
             One map for each picture.
 
         Raises:
-            ValueError: If the prompt has not as many image tokens as the pictures, is not one prompt, or pictures are
-                padded to a square.
+            ValueError: If the prompt has not as many image tokens as the pictures, is not one prompt, pictures are
+                padded to a square, or `ps_version` is unknown.
         """
+        if ps_version not in ("v1", "v2"):
+            raise ValueError(f"ps_version is {ps_version!r}, expected 'v1' or 'v2', as the model's config says.")
         if kwargs.get("pad2square", self.image_processor.pad2square):
             raise ValueError("pad2square is set: tokens then show padding too. Pad the picture yourself and map that.")
-        input_ids = torch.as_tensor(input_ids)
+        try:
+            input_ids = torch.as_tensor(input_ids)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"input_ids is of type {type(input_ids).__name__}, expected the ids of one prompt (seq,)."
+            ) from error
         if input_ids.ndim == 2 and len(input_ids) == 1:
             input_ids = input_ids[0]
         if input_ids.ndim != 1:
             raise ValueError(f"input_ids is {tuple(input_ids.shape)}, expected one prompt (seq,): map row by row.")
-        images = images if isinstance(images, list) else [images]
+        images = [images] if is_size(images) or not isinstance(images, (list, tuple)) else images
         sizes = [self.image_processor.upright_size(image, **kwargs) for image in images]
         plans = self.image_processor.plan_all(sizes, **kwargs)
         sides = [plan.tile_size // (self.patch_size * self.downsample_factor) for plan in plans]

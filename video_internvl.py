@@ -7,6 +7,7 @@ import importlib
 import os
 from collections.abc import Sequence
 from io import BytesIO
+from numbers import Integral
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,10 +33,10 @@ def sample_frames(total: int, num_frames: int) -> list[int]:
         Indices in rising order, each once: all of them where there are not more than wanted.
 
     Raises:
-        ValueError: If `num_frames` is not positive.
+        ValueError: If `num_frames` is no positive whole number.
     """
-    if num_frames < 1:
-        raise ValueError(f"num_frames is {num_frames}, expected at least 1.")
+    if not isinstance(num_frames, Integral) or num_frames < 1:
+        raise ValueError(f"num_frames is {num_frames!r}, expected a whole number of at least 1.")
     if total <= num_frames:
         return list(range(total))
     part = (total - 1) / num_frames  # in floats on purpose: rounding decides where a middle lies between two frames

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -270,6 +271,9 @@ BAD_CALLS = [
     ({"history": [1, 2]}, r"history\[0\] is 1; expected a pair"),
     ({"history": 5}, "history is 5; expected a list of pairs"),
     ({"question": None}, "question is None; expected text"),
+    ({"system": 5}, "system is 5; expected text"),
+    ({"num_patches_list": [5.0]}, r"num_patches_list holds \[5.0\]; expected whole numbers"),
+    ({"generation_config": 64}, 'generation_config is 64; expected a dict such as {"max_new_tokens": 64}'),
     (
         {"IMG_START_TOKEN": "<x>"},
         r"every published checkpoint was trained with \('<img>', '</img>', '<IMG_CONTEXT>'\)",
@@ -295,6 +299,9 @@ def test_integer_tiles(model, tokenizer):
     [
         ([], {}, "expected a list with at least one question"),
         ("Hi", {}, "expected a list with at least one question"),
+        (None, {}, "questions is None; expected a list"),
+        (["a"], {"num_patches_list": 5}, "num_patches_list is 5; expected a list"),
+        (["a", "b"], {"num_patches_list": [5.0, 0]}, r"num_patches_list holds \[5.0\]; expected whole numbers"),
         (["a", "b"], {}, "2 questions and 5 tiles, but no num_patches_list"),
         (["a", "b"], {"num_patches_list": [5]}, "1 entries for 2 questions"),
         (["a", "b"], {"num_patches_list": [3, 1]}, "counts 4 tiles, but pixel_values has 5"),
@@ -304,6 +311,14 @@ def test_integer_tiles(model, tokenizer):
 def test_bad_batch_calls(model, tokenizer, tiles, questions, changes, message):
     with pytest.raises(ValueError, match=message):
         model.batch_chat(tokenizer, tiles, questions, SHORT, **changes)
+
+
+@pytest.mark.parametrize("wrong", [None, SimpleNamespace(tokenizer="of a processor")])
+def test_a_tokenizer_that_is_none(model, wrong):
+    with pytest.raises(
+        TypeError, match="tokenizer is of type .*; expected the checkpoint's tokenizer, which a processor"
+    ):
+        model.chat(wrong, None, "Hi", SHORT)
 
 
 def test_unknown_template(golden_model, tokenizer):

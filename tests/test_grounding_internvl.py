@@ -42,6 +42,12 @@ def test_labels_and_pixels():
     assert grounding.problems == []
 
 
+def test_chinese_commas():
+    grounding = parse_grounding("<ref>圆</ref>：<box>[[100，0，200、10]，[1,2,3,4]]</box>", (1000, 1000))
+    assert [region.box for region in grounding.regions] == [(100, 0, 200, 10), (1, 2, 3, 4)]
+    assert grounding.problems == []
+
+
 def test_boxes_without_a_label():
     regions = parse_grounding("<box>[[0,0,1000,1000]]</box><box>[0,0,500.5,1]</box>", SIZE).regions
     assert regions == [Region(None, (0, 0, 640, 200)), Region(None, (0, 0, 320.32, 0.2))]
@@ -87,6 +93,7 @@ def test_quads():
         ("<box>[[1,2,3,4]]<box>[[1,2,3,4]]</box>", ["<box> '[[1,2,3,4]]' does not end with </box>."], 2),
         ("[[1,2,3,4]]</box>", ["'[[1,2,3,4]]' looks like a box without its tags.", "</box> ends nothing."], 0),
         ("cat[[1,2,3,4],[5,6,7,8]]", ["'[[1,2,3,4],[5,6,7,8]]' looks like a box without its tags."], 0),
+        ("圆[[1，2，3，4]]", ["'[[1，2，3，4]]' looks like a box without its tags."], 0),
         ("<ref>cat</ref> sits on <box>[[1,2,3,4]]</box>", ["<ref> 'cat' has no box."], 1),
         ("a <ref>cat</ref>", ["<ref> 'cat' has no box."], 0),
         (
@@ -128,19 +135,25 @@ def test_every_step_of_every_size_is_stable():
             assert format_grounding(region.box, (side, 2 * side)) == text
 
 
-def test_any_tile_plan_means_the_same_pixels(processor):
+@pytest.mark.parametrize(
+    ("size", "box", "expected_grids"),
+    [
+        ((640, 200), (17, 31, 233, 187), {(1, 1), (3, 1), (4, 1), (6, 2)}),
+        ((333, 777), (101, 5, 332, 600), {(1, 1), (1, 4), (2, 5), (2, 6)}),
+    ],
+)
+def test_a_drawn_box_survives_text_with_any_tile_plan(processor, size, box, expected_grids):
     """The pixels that a text means are those where the tiles show the box, whatever the grid."""
-    size, box = (640, 200), (160, 50, 480, 150)
     picture = Image.new("RGB", size, "black")
     picture.paste("white", box)
-    text = processor.grounding_text(box, size)
-    assert text == "<box>[[250,250,750,750]]</box>"
     grids = set()
     for min_tiles, max_tiles in ((1, 1), (1, 12), (4, 4), (12, 12)):
         image_processor = InternVLImageProcessor(tile_size=224, min_tiles=min_tiles, max_tiles=max_tiles)
         processor = InternVLProcessor(image_processor, processor.tokenizer)
-        (grounding,) = processor.post_process_grounding(text, picture)
-        assert grounding.regions == [Region(None, box)]
+        (grounding,) = processor.post_process_grounding(processor.grounding_text(box, picture), picture)
+        (region,) = grounding.regions
+        steps = [abs(found - edge) * 1000 / side for found, edge, side in zip(region.box, box, size * 2, strict=True)]
+        assert max(steps) <= 1
         plan = processor.image_processor.plan(picture)
         grids.add((plan.columns, plan.rows))
         tiles = processor.image_processor(picture)["pixel_values"][: plan.columns * plan.rows]
@@ -154,7 +167,7 @@ def test_any_tile_plan_means_the_same_pixels(processor):
         for (low, high, cell), edges in zip(seen, (box[::2], box[1::2]), strict=True):
             assert abs(low - edges[0]) <= cell
             assert abs(high - edges[1]) <= cell
-    assert grids == {(1, 1), (3, 1), (4, 1), (6, 2)}
+    assert grids == expected_grids
 
 
 @pytest.mark.newest
@@ -187,6 +200,12 @@ def test_several_boxes_quads_and_every_kind_of_list():
         ((10, 0, 5, 10), "the left top one first"),
         ((float("nan"), 0, 5, 10), "clip it"),
         ((1, 2, 3), r"expected \(left, top, right, bottom\) or four corners"),
+        (None, "The boxes are None, expected"),
+        ("1,2,3,4", "The boxes are 1,2,3,4, expected"),
+        (("1", "2", "3", "4"), "in numbers"),
+        ([(1, 2, 3, 4), 5], "expected"),
+        ([(1, 2, 3, 4), []], "expected"),
+        ([[[1, 2, 3, 4]]], "expected"),
         ([], "expected"),
         (((1, 2), (3, 4), (5, 6)), "expected"),
     ],
@@ -197,8 +216,13 @@ def test_boxes_that_are_none(box, message):
 
 
 def test_wrong_sizes_and_labels():
-    with pytest.raises(ValueError, match=r"image size is \(0, 5\), expected \(width, height\) in pixels"):
-        parse_grounding("", (0, 5))
+    for size in ((0, 5), (640.0, 200.0), (640,), (640, 200, 3)):
+        for call in (lambda size: parse_grounding("", size), lambda size: format_grounding((0, 0, 1, 1), size)):
+            with pytest.raises(ValueError, match=r"image size is \(.*\), expected \(width, height\) in pixels"):
+                call(size)
+    for label in ("", " ", 5):
+        with pytest.raises(ValueError, match=r"The label is .*, expected text, or None for a box without one"):
+            format_grounding((0, 0, 1, 1), SIZE, label)
     with pytest.raises(ValueError, match="holds a tag; give plain text"):
         format_grounding((0, 0, 1, 1), SIZE, "a</ref>")
 
@@ -213,14 +237,20 @@ def test_processor_takes_ids_and_texts_sizes_and_pictures(processor):
         assert grounding.regions == expected
     one, two = processor.post_process_grounding(rows, [SIZE, Image.new("RGB", (10, 10))])
     assert (one.regions[0].box, two.regions[0].box) == ((0, 0, 320, 100), (0, 0, 5, 5))
+    (as_list,) = processor.post_process_grounding(answer, list(SIZE))
+    assert as_list.regions == expected
     with pytest.raises(ValueError, match="3 image sizes for 2 answers"):
         processor.post_process_grounding(rows, [SIZE] * 3)
+    for wrong in (None, [answer, None]):
+        with pytest.raises(ValueError, match="The token ids are"):
+            processor.post_process_grounding(wrong, SIZE)
 
 
-def turned(width, height):
-    """Return a photograph whose EXIF data turn it by a quarter."""
+def turned(width, height, orientation=6):
+    """Return a black photograph with a red bottom right corner whose EXIF data turn it, by a quarter if not told."""
     picture = Image.new("RGB", (width, height))
-    picture.getexif()[0x0112] = 6
+    picture.putpixel((width - 1, height - 1), (255, 0, 0))
+    picture.getexif()[0x0112] = orientation
     return picture
 
 
@@ -230,6 +260,27 @@ def test_a_turned_photograph_is_upright(processor):
     assert grounding.regions[0].box == (0, 0, 200, 320)
     assert grounding.draw(photograph).size == (200, 640)
     assert processor.grounding_text((0, 0, 200, 320), photograph) == "<box>[[0,0,1000,500]]</box>"
+
+
+def test_a_turned_photograph_that_stays_as_it_is(processor):
+    """Where the model was shown it unturned, boxes and drawing are so."""
+    photograph, untold = turned(640, 200), "<box>[[0,0,1000,500]]</box>"
+    unturned = InternVLProcessor(InternVLImageProcessor(apply_exif_orientation=False), processor.tokenizer)
+    (of_setting,) = unturned.post_process_grounding(untold, photograph)
+    (of_call,) = processor.post_process_grounding(untold, photograph, apply_exif_orientation=False)
+    for grounding in (of_setting, of_call):
+        assert grounding.regions[0].box == (0, 0, 640, 100)
+        drawn = grounding.draw(photograph)
+        assert drawn.size == (640, 200)
+        assert drawn.getpixel((320, 100)) != (0, 0, 0)
+    assert unturned.grounding_text((0, 0, 640, 100), photograph) == untold
+    assert processor.grounding_text((0, 0, 640, 100), photograph, apply_exif_orientation=False) == untold
+    upside_down = turned(640, 200, orientation=3)  # its size tells nothing
+    corners = [
+        one.post_process_grounding(untold, upside_down)[0].draw(upside_down).getpixel((639, 199))
+        for one in (unturned, processor)
+    ]
+    assert corners == [(255, 0, 0), (0, 0, 0)]
 
 
 def test_drawing():
@@ -246,6 +297,8 @@ def test_drawing():
     assert (pixels[80:99, 60:80] == 255).all(axis=-1).any(), "the label stands above the box"
     with pytest.raises(ValueError, match=r"is \(10, 10\) pixels .* regions are for \(640, 200\)"):
         grounding.draw(Image.new("RGB", (10, 10)))
+    with pytest.raises(TypeError, match="font is 'arial.ttf', expected a PIL font"):
+        grounding.draw(picture, "arial.ttf")
 
 
 def test_drawing_on_whatever_the_image_processor_reads(tmp_path):

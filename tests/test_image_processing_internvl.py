@@ -279,7 +279,13 @@ def test_published_configs_load(size):
         ({"max_tiles": 0}, ValueError, "max_tiles is 0, expected at least min_tiles"),
         ({"min_tiles": 0}, ValueError, "min_tiles is 0, expected at least 1"),
         ({"tile_size": -1}, ValueError, "tile_size is -1, expected a positive number"),
-        ({"image_mean": [0.5]}, ValueError, r"image_mean is \(0.5,\), expected three numbers for red, green and blue"),
+        ({"max_tiles": 2.5}, ValueError, "max_tiles is 2.5, expected a whole number"),
+        ({"total_max_tiles": "6"}, ValueError, "total_max_tiles is '6', expected a whole number"),
+        ({"tile_size": 224.0}, ValueError, "tile_size is 224.0, expected a whole number"),
+        ({"use_thumbnail": "no"}, ValueError, "use_thumbnail is 'no', expected True or False"),
+        ({"image_mean": 0.5}, ValueError, "image_mean is 0.5, expected three numbers"),
+        ({"image_mean": "rgb"}, ValueError, "image_mean is 'rgb', expected three numbers"),
+        ({"image_mean": [0.5]}, ValueError, r"image_mean is \[0.5\], expected three numbers for red, green and blue"),
         ({"image_std": [1, 1, 0]}, ValueError, r"image_std is \(1, 1, 0\), expected positive numbers"),
         ({"image_std": [1, 1, float("nan")]}, ValueError, "image_std is .*, expected three numbers"),
         ({"pad2square": True}, ValueError, "pad2square makes one square tile, but max_tiles is 12: set max_tiles=1"),
@@ -287,10 +293,6 @@ def test_published_configs_load(size):
         ({"resample": 2}, ValueError, "resample is always 3 for InternVL's tiles"),
         ({"total_max_tiles": 0}, ValueError, "total_max_tiles is 0, expected at least 1, or None for no limit"),
         ({"rescale_factor": 0.5}, ValueError, "rescale_factor is always 0.0039"),
-        ({"use_thumbnail": "false"}, TypeError, "use_thumbnail is 'false', expected True or False"),
-        ({"max_tiles": 2.5}, TypeError, "max_tiles is 2.5, expected a whole number"),
-        ({"tile_size": "448"}, TypeError, "tile_size is '448', expected a whole number"),
-        ({"image_mean": 0.5}, TypeError, "image_mean is 0.5, expected three numbers"),
     ],
 )
 def test_wrong_settings(processor, settings, error, message):
@@ -305,8 +307,10 @@ def test_wrong_settings(processor, settings, error, message):
     [
         ({"max_tiles": [1, 2]}, r"has 2 values, \[1, 2\], for 1 images: give one for each image"),
         ({"max_tiles": [0]}, "max_tiles is 0, expected at least min_tiles"),
-        ({"resolution": ["low", "low"]}, r"resolution has 2 values, .*, for 1 images"),
-        ({"resolution": 5}, "resolution is 5, expected 'low'"),
+        ({"max_tiles": [2.5]}, "max_tiles is 2.5 for an image, expected a whole number, or None"),
+        ({"resolution": 3}, "resolution is 3, expected 'low'"),
+        ({"resolution": ""}, "resolution is '', expected 'low'"),
+        ({"resolution": []}, r"resolution has 0 values, \[\], for 1 images"),
         ({"resolution": "mid"}, "resolution is 'mid', expected 'low' .one tile., 'high' .40. or 'auto'"),
         ({"resolution": "low", "max_tiles": 2}, "resolution and max_tiles are both given"),
         ({"pad2square": True, "resolution": "high"}, "pad2square makes one square tile, but max_tiles is 40"),
@@ -317,12 +321,6 @@ def test_wrong_settings(processor, settings, error, message):
 def test_wrong_settings_of_a_call(processor, settings, message):
     with pytest.raises(ValueError, match=message):
         processor(gradient(4, 4), **settings)
-
-
-@pytest.mark.parametrize("limit", ["high", "3", 1.0, True])
-def test_limits_of_images_are_whole_numbers(processor, limit):
-    with pytest.raises(TypeError, match=f"max_tiles is {limit!r}, expected a whole number"):
-        processor([gradient(4, 4)] * 2, max_tiles=[1, limit])
 
 
 def test_size_must_be_square():
@@ -346,6 +344,14 @@ def test_size_must_be_square():
 def test_wrong_images(processor, images, error, message):
     with pytest.raises(error, match=message):
         processor(images, tile_size=8)
+
+
+@pytest.mark.parametrize("size", [(800.0, 600.0), (800, 600, 3), [800], ("800", "600"), (0, 5)])
+def test_wrong_sizes(processor, size):
+    for call in (processor.plan, processor.upright_size):
+        with pytest.raises(ValueError, match=r"The image size is .*, expected \(width, height\) in pixels"):
+            call(size)
+    assert processor.plan([800, 600]) == processor.plan((np.int16(800), 600))
 
 
 def test_damaged_picture_is_named(processor):
@@ -372,6 +378,14 @@ def test_loads_as_remote_code_and_survives_saving(folder, tmp_path, processor):
     assert torch.equal(outputs["pixel_values"], processor(picture, tile_size=14, max_tiles=3)["pixel_values"])
     saved = json.loads((tmp_path / "saved" / "preprocessor_config.json").read_text())
     assert saved["auto_map"] == json.loads((folder / "preprocessor_config.json").read_text())["auto_map"]
+
+
+@pytest.mark.parametrize("wrong", [{"max_tils": 6}, {"use_thumbnails": False}, {"size": 336}])
+def test_misspelt_settings_at_loading(folder, wrong):
+    with pytest.raises(TypeError, match=f"Unknown image settings .*{next(iter(wrong))}.*: check the spelling"):
+        AutoImageProcessor.from_pretrained(folder, trust_remote_code=True, **wrong)
+    with pytest.raises(ValueError, match="do_resize is always True"):
+        AutoImageProcessor.from_pretrained(folder, trust_remote_code=True, do_resize=False)
 
 
 def test_shipped_config(processor):

@@ -1,5 +1,7 @@
 """Messages: what is typed stays text, and items name pictures and clips in every way people write them."""
 
+import logging
+
 import pytest
 from internvl_chat.messages_internvl import Visual, prepare_conversation
 from internvl_chat.prompt_internvl import CUT
@@ -68,8 +70,44 @@ def test_conversations_and_plain_content():
         ([[]], "conversation is empty"),
         ([{"role": "user", "content": [{"text": "hi"}]}], r"Content holds \{'text': 'hi'\}"),
         ([{"role": "user", "content": ["hi"]}], "Content holds 'hi'"),
+        ("hi", "A conversation is 'hi'; expected a list of messages"),
+        (["hi", "there"], "A conversation is 'hi'; expected a list of messages"),
+        ({"role": "user", "content": "hi"}, "A conversation is {.*; expected a list of messages"),
+        (
+            [{"content": "hi"}],
+            "A message is .*; expected a dict with content and a role of system, user, assistant, tool",
+        ),
+        ([{"role": "human", "content": "hi"}], "A message is .*'human'.*; expected a dict with content and a role"),
+        ([{"role": "user"}, [{"role": "user"}]], r"A message is \[.*; expected a dict"),
+        ([{"role": "user", "content": 5}], "Content is 5; expected text or a list of items"),
+        ([{"role": "user", "content": {"type": "text", "text": "hi"}}], "Content is .*; expected text or a list"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "Content holds {'type': 'text'}"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}]}], "Content holds"),
+        ([{"role": "user", "content": [{"type": 5}]}], "Content holds {'type': 5}"),
+        (
+            [{"role": "user", "content": [{"type": "image", "file": "a.png"}]}],
+            "An item of type image says file and names no image; expected it under one of image, url, path, base64",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "image", "max_tiles": 2}]}],
+            "image says max_tiles and names no image",
+        ),
+        ([{"role": "user", "content": [{"type": "image", "image": ["a", "b"]}]}], "names 2 images; write an item for"),
     ],
 )
 def test_bad_messages(messages, message):
     with pytest.raises(ValueError, match=message):
         prepare_conversation(Tokenizer(), messages)
+
+
+def test_what_an_item_says_in_vain_is_reported(caplog):
+    caplog.set_level(logging.WARNING)
+    (item,) = items_of({**CLIP, "fps": 2, "max_tils": 3, "text": None})
+    assert item["video"].settings == {}
+    assert "An item of type video says fps, max_tils, which changes nothing" in caplog.text
+
+
+def test_places_may_be_forbidden():
+    for places in ({"type": "image"}, {"type": "video", "video": None}):
+        with pytest.raises(ValueError, match="An image or video item names nothing, and nothing is given apart"):
+            prepare_conversation(Tokenizer(), [{"role": "user", "content": [places]}], takes_places=False)

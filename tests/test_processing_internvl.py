@@ -244,13 +244,39 @@ def test_truncation_never_cuts_an_image(processor):
         ({"videos": [[WIDE], [WIDE]], "text": ["<video>", "b"]}, "The prompts have 1 <video> for 2 videos"),
         ({"videos": [[[WIDE]]], "text": ["<video>", "b"]}, "1 lists of videos for 2 prompts"),
         ({"videos": [WIDE], "text": "<video> <image>"}, "1 <image> for 0 images"),
-        ({"videos": [WIDE], "text": "<video>", "num_frames": 0}, "num_frames is 0, expected at least 1"),
+        (
+            {"videos": [WIDE], "text": "<video>", "num_frames": 0},
+            "num_frames is 0, expected a whole number of at least",
+        ),
+        ({"videos": [WIDE], "text": "<video>", "num_frames": "4"}, "num_frames is '4', expected a whole number"),
+        ({"videos": np.zeros((0, 4, 4, 3), np.uint8), "text": "<video>"}, r"videos\[0\] has no frames"),
+        ({"images": "<image>", "text": WIDE}, "text is <PIL.* expected a prompt or a list .*; images come first"),
+        ({"text": []}, r"text is \[\], expected a prompt or a list of at least one"),
+        ({"text": ["a", None]}, "text is .*, expected a prompt"),
+        ({"text": [{"role": "user", "content": "a"}]}, "text is .* messages go to apply_chat_template"),
+        ({"text": "a b c", "max_length": 2}, "max_length is 2: say truncation=True or padding='max_length' as well"),
+        ({"text": "a b c", "truncation": True, "max_length": -1}, "max_length is -1, expected at least 1"),
         ({"text": "a", "max_tiles": [1]}, "has 1 values, .*, for 0 images"),
     ],
 )
 def test_bad_calls(processor, call, message):
     with pytest.raises(ValueError, match=message):
         processor(**call)
+
+
+@pytest.mark.parametrize("item", [{"type": "image"}, {"type": "image", "path": None}, {"type": "video"}])
+def test_items_that_name_nothing(processor, item):
+    """Without pictures `<image>` would be text, and the answer would be about none."""
+    with pytest.raises(ValueError, match="An image or video item names nothing, and nothing is given apart"):
+        inputs_of(processor, [[ask("Hi")], [ask(item, "What is it?")]])
+    kind = item["type"]
+    assert f"<{kind}>" in processor.apply_chat_template([ask(item, "What is it?")])
+
+
+@pytest.mark.newest  # Transformers 4.57 takes images from messages alone
+def test_images_beside_messages(processor):
+    given = inputs_of(processor, [ask({"type": "image"}, "What?")], processor_kwargs={"images": [WIDE]})
+    assert torch.equal(given["input_ids"], inputs_of(processor, [ask(image(WIDE), "What?")])["input_ids"])
 
 
 def test_unknown_content(processor):
@@ -265,6 +291,8 @@ def test_settings_at_loading_are_checked_and_stay_with_the_images(hub_folder):
     assert not {"max_patches", "use_thumbnail"} & few.tokenizer.init_kwargs.keys()
     with pytest.raises(ValueError, match="max_tiles is 0"):
         AutoProcessor.from_pretrained(hub_folder, trust_remote_code=True, max_tiles=0)
+    with pytest.raises(TypeError, match="max_tils"):
+        AutoProcessor.from_pretrained(hub_folder, trust_remote_code=True, max_tils=6)
 
 
 def test_wrong_settings_without_images(processor):
@@ -275,6 +303,9 @@ def test_wrong_settings_without_images(processor):
 def test_sizes_and_pictures_to_count(processor):
     assert processor.count_image_tokens((WIDE, TALL)) == processor.count_image_tokens([WIDE, TALL])
     assert processor.count_image_tokens((300, 100)) == processor.count_image_tokens(WIDE)
+    assert processor.count_image_tokens([300, 100]) == processor.count_image_tokens(WIDE)
+    with pytest.raises(ValueError, match=r"The image size is \(300.0, 100.0\), expected"):
+        processor.count_image_tokens((300.0, 100.0))
 
 
 def test_image_placeholder_of_others_is_text(processor):
@@ -291,6 +322,13 @@ def test_decoding_keeps_grounding_tags(processor):
     assert processor.post_process_image_text_to_text([ids]) == ["<ref>cat</ref><box>[[1, 2, 3, 4]]</box>"]
     (with_all,) = processor.post_process_image_text_to_text([ids], skip_special_tokens=False)
     assert "<|im_end|>" in with_all
+    assert (
+        processor.post_process_image_text_to_text([ids, torch.tensor(ids[:-1])])
+        == ["<ref>cat</ref><box>[[1, 2, 3, 4]]</box>"] * 2
+    )
+    for wrong in (None, "cat", [ids, 5], torch.tensor([1.0])):
+        with pytest.raises(ValueError, match=r"The token ids are .*, expected \(batch, seq\) or \(seq,\)"):
+            processor.post_process_image_text_to_text(wrong)
 
 
 def test_save_and_load(processor, tmp_path):

@@ -217,6 +217,7 @@ def test_sums():
     [
         ({"choices": []}, r"choices is \[\]; expected a list with at least one text"),
         ({"choices": "red"}, "choices is 'red'; expected a list"),
+        ({"choices": 5}, "choices is 5; expected a list"),
         ({"choices": ["red", 3]}, "expected a list with at least one text"),
         ({"choices": ["red", ""], "with_end": False}, "A choice is empty, and without its end it has no tokens"),
         ({"choices": ["red"], "question": None}, "question is None; expected text"),

@@ -303,6 +303,13 @@ def test_bad_calls(model, tokenizer, tiles):
         session.rewind()
     with pytest.raises(ValueError, match="question is None; expected text"):
         session.chat(None)
+    with pytest.raises(ValueError, match="pixel_values is None; give the tiles of the pictures to show"):
+        session.show(None)
+    with pytest.raises(ValueError, match=r"num_patches_list is \[1\], but pixel_values is None"):
+        session.chat("Hi", num_patches_list=[1])
+    for wrong in ("examples/shapes.png", tiles[0], tiles[:0]):
+        with pytest.raises(ValueError, match=r"pixel_values is .*; expected a tensor \(tiles, 3, height, width\)"):
+            session.show(wrong)
     session.history.append("Hi")
     with pytest.raises(ValueError, match=r"history\[0\] is 'Hi'; expected a pair of texts"):
         session.chat("Hi")

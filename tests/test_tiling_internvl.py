@@ -4,8 +4,17 @@ from collections import defaultdict
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
-from internvl_chat.tiling_internvl import TilePlan, allowed_grids, plan_tiles, plan_together, tokens_per_tile
+from internvl_chat.tiling_internvl import (
+    TilePlan,
+    allowed_grids,
+    checked_size,
+    is_size,
+    plan_tiles,
+    plan_together,
+    tokens_per_tile,
+)
 
 
 def grid(width, height, **settings):
@@ -17,6 +26,20 @@ def test_allowed_grids_in_order():
     assert allowed_grids(1, 4) == ((1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (2, 2), (4, 1))
     assert allowed_grids(3, 4) == ((1, 3), (3, 1), (1, 4), (2, 2), (4, 1))
     assert allowed_grids(7, 7) == ((1, 7), (7, 1))
+
+
+def test_sizes():
+    assert checked_size([np.int32(4), 5]) == (4, 5)
+    assert all(map(is_size, ((4, 5), [4, 5], (4.5, 5), (4, 5, 6))))
+    assert not any(map(is_size, ((), "45", ("4", "5"), [(4, 5)], None)))
+
+
+@pytest.mark.parametrize("size", [(4.0, 5.0), (4, 5, 6), (4,), (), (0, 5), (-4, 5), ("4", "5"), None, 4])
+def test_what_is_no_size(size):
+    with pytest.raises(
+        ValueError, match=r"The image size is .*, expected \(width, height\) in pixels: two whole numbers"
+    ):
+        checked_size(size)
 
 
 @pytest.mark.parametrize(
@@ -187,5 +210,5 @@ def test_errors(call, message):
 def test_needs_only_the_standard_library():
     source = ast.parse(Path(inspect.getsourcefile(TilePlan)).read_text(encoding="utf-8"))
     modules = {node.module for node in ast.walk(source) if isinstance(node, ast.ImportFrom)}
-    assert modules == {"collections.abc", "dataclasses", "functools"}
+    assert modules == {"collections.abc", "dataclasses", "functools", "numbers", "operator", "typing"}
     assert not any(isinstance(node, ast.Import) for node in ast.walk(source))

@@ -64,6 +64,7 @@ def test_weights_of_tiles():
 def test_heat_map():
     """A thumbnail token covers two cells of the grid, and gives half of its weight to each."""
     heat = WIDE.heat_map(WEIGHTS)
+    assert torch.equal(heat, WIDE.heat_map(WEIGHTS.numpy()))
     assert heat.tolist() == [[5.5, 6.5, 10, 11], [8.5, 9.5, 13, 14]]
     assert heat.sum() == sum(range(1, 13))
 
@@ -143,6 +144,14 @@ def test_what_does_not_fit(processor):
         processor.map_image_tokens([(100, 50), (50, 50)], ids, max_tiles=2)
     with pytest.raises(ValueError, match=r"input_ids is \(2, 12\), expected one prompt \(seq,\): map row by row"):
         processor.map_image_tokens((100, 50), np.stack([ids, ids]))
+    with pytest.raises(ValueError, match=r"The image size is \(100.0, 50.0\), expected"):
+        processor.map_image_tokens((100.0, 50.0), ids)
+    with pytest.raises(ValueError, match="input_ids is of type NoneType, expected the ids of one prompt"):
+        processor.map_image_tokens((100, 50), None)
+    with pytest.raises(ValueError, match="ps_version is 'v3', expected 'v1' or 'v2'"):
+        processor.map_image_tokens((100, 50), ids, ps_version="v3")
+    with pytest.raises(ValueError, match=r"The weights are \(16,\), expected \(..., seq\) with one for each token"):
+        WIDE.heat_map(WEIGHTS[:16])
     with pytest.raises(ValueError, match="pad2square is set"):
         processor.map_image_tokens((100, 50), ids, max_tiles=1, pad2square=True)
     with pytest.raises(

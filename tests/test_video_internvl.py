@@ -125,10 +125,17 @@ def test_what_is_one_video():
         assert not is_clip(several)
 
 
+@pytest.mark.parametrize("num_frames", [0, -1, 2.0, "4"])
+def test_wrong_numbers_of_frames(num_frames):
+    with pytest.raises(ValueError, match="num_frames is .*, expected a whole number of at least 1"):
+        frames_of(FRAMES, "v", num_frames)
+
+
 @pytest.mark.parametrize(
     ("video", "error", "message"),
     [
         ([], ValueError, "v has no frames, expected at least one"),
+        (np.zeros((0, 4, 4, 3)), ValueError, "v has no frames, expected at least one"),
         (np.zeros((4, 4, 3)), TypeError, r"v is of type ndarray of shape \(4, 4, 3\), expected a list of frames"),
         (3, TypeError, "v is of type int, expected a list of frames"),
         ("no/such.mp4", FileNotFoundError, "v, 'no/such.mp4', is no existing file and no URL"),
