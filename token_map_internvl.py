@@ -6,6 +6,7 @@ tokens row by row. Each picture's tokens cover it once, and the thumbnail's cove
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -154,8 +155,8 @@ class TokenMapMixin:
             One map for each picture.
 
         Raises:
-            ValueError: If the prompt has not as many image tokens as the pictures, is not one prompt, pictures are
-                padded to a square, or `ps_version` is unknown.
+            ValueError: If the pictures of the prompt, one by one, have not as many image tokens as the given ones; if
+                it is not one prompt, pictures are padded to a square, or `ps_version` is unknown.
         """
         if ps_version not in ("v1", "v2"):
             raise ValueError(f"ps_version is {ps_version!r}, expected 'v1' or 'v2', as the model's config says.")
@@ -176,12 +177,14 @@ class TokenMapMixin:
         plans = self.image_processor.plan_all(sizes, **kwargs)
         sides = [plan.tile_size // (self.patch_size * self.downsample_factor) for plan in plans]
         counts = [plan.num_tiles * side**2 for plan, side in zip(plans, sides, strict=True)]
-        positions = (input_ids == self.image_token_id).nonzero().flatten().tolist()
-        if len(positions) != sum(counts):
+        is_image = input_ids == self.image_token_id
+        found = [len(list(run)) for in_picture, run in groupby(is_image.tolist()) if in_picture]
+        if found != counts:
             raise ValueError(
-                f"The prompt has {len(positions)} image tokens, but the pictures have {counts}: give all its pictures "
-                "in order, and the settings with which it was made."
+                f"The pictures of the prompt have {found} image tokens, but the given ones {counts}: give all its "
+                "pictures in order, and the settings with which it was made."
             )
+        positions = is_image.nonzero().flatten().tolist()
         starts = [sum(counts[:index]) for index in range(len(counts))]
         return [
             ImageTokenMap(plan, size, side, tuple(positions[start : start + count]), ps_version == "v1")

@@ -120,6 +120,8 @@ def test_prompts_with_several_pictures(processor):
     assert positions == (given[0] == processor.image_token_id).nonzero().flatten().tolist()
     with pytest.raises(ValueError, match=r"Position 0 is no token of this picture, which has 4 of them from"):
         maps[1].place(0)
+    with pytest.raises(ValueError, match=r"prompt have \[20, 4, 12\] image tokens, but the given ones \[4, 20, 12\]"):
+        processor.map_image_tokens([sizes[1], sizes[0], sizes[2]], given, max_tiles=4)
     padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), given], dim=1)
     moved = processor.map_image_tokens(pictures, padded, max_tiles=4)
     assert moved[2].positions == tuple(position + 3 for position in maps[2].positions)
@@ -140,7 +142,9 @@ def test_a_turned_photograph(processor):
 
 def test_what_does_not_fit(processor):
     ids = np.full(12, processor.image_token_id)
-    with pytest.raises(ValueError, match=r"prompt has 12 image tokens, but the pictures have \[12, 4\]: give all"):
+    with pytest.raises(
+        ValueError, match=r"the prompt have \[12\] image tokens, but the given ones \[12, 4\]: give all"
+    ):
         processor.map_image_tokens([(100, 50), (50, 50)], ids, max_tiles=2)
     with pytest.raises(ValueError, match=r"input_ids is \(2, 12\), expected one prompt \(seq,\): map row by row"):
         processor.map_image_tokens((100, 50), np.stack([ids, ids]))
