@@ -5,6 +5,7 @@ Elsewhere run what needs more: the TRL block and its commands (`test_examples_fi
 """
 
 import re
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -90,6 +91,13 @@ def test_blocks_for_gpus(memory_blocks):
     assert names["model"].vision_model.embeddings.patch_embedding.weight.device.type in ("cpu", "meta")
     run(spread, names)
     assert names["model"].device.type == "cuda"
+
+
+def test_folder_of_the_embedded_checkpoint(tmp_path):
+    (command,) = re.findall(r"in a clone: `(.*)`", README)
+    command = command.replace("InternVL-Chat-V1-5", str(tmp_path / "made"))
+    subprocess.run(command, shell=True, cwd=ROOT, check=True)
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "made", trust_remote_code=True).num_image_token == 64
 
 
 def test_quick_start_is_short():
