@@ -25,7 +25,7 @@ from transformers.utils import can_return_tuple, logging
 
 from .backbone_internvl import InternVLBackbone
 from .cache_internvl import GrowingCacheMixin
-from .chat_internvl import ChatMixin
+from .chat_internvl import ChatMixin, tiles_of_one_conversation
 from .configuration_internvl_chat import InternVLChatConfig
 from .generation_internvl import PictureGenerationMixin, is_further_step
 from .image_features_internvl import EncodedImages, check_places
@@ -278,10 +278,12 @@ class InternVLChatModel(
             ValueError: As `get_image_features`; also if tiles hold NaN or the counts do not fit.
             TypeError: If `pixel_values` are not floating point.
         """
+        num_tiles = tiles_of_one_conversation(pixel_values, num_patches_list)
+        if not num_tiles:
+            raise ValueError("There are no pictures to encode; give their tiles, as the image processor makes them.")
         _check_finite(pixel_values)
-        num_tiles = [len(pixel_values)] if num_patches_list is None else num_patches_list
         features = self.get_image_features(pixel_values, vision_batch_size)
-        return EncodedImages(features, tuple(int(count) for count in num_tiles))
+        return EncodedImages(features, tuple(num_tiles))
 
     def start_chat(
         self,
