@@ -119,7 +119,7 @@ def test_4_bits(checkpoint):
     """Never the 16-bit weights at once: only files hold them, whose pages the system drops when it needs room."""
     pytest.importorskip("bitsandbytes")
     folders, weights = checkpoint
-    # See "Memory and devices" in the README: glibc would keep what the quantization on the CPU has freed.
+    # See "Quantizing on the CPU" in docs/memory.md: glibc would keep what the quantization on the CPU has freed.
     _, anonymous, alive = load_elsewhere(folders, "nf4", MALLOC_MMAP_THRESHOLD_=str(2**20))
     with torch.device("meta"):
         layers = InternVLChatModel(InternVLChatConfig.from_pretrained(folders[1])).language_model.model.layers

@@ -1,7 +1,7 @@
 """The README's code runs, block after block as a reader would paste it, on a folder that `save_pretrained` made.
 
 Elsewhere run what needs more: the TRL block and its commands (`test_examples_finetune.py`), `make chat`
-(`test_tiny.py`), `make demo` (`test_demo.py`), the setting of the shell (`test_loading_memory.py`).
+(`test_tiny.py`), `make demo` (`test_demo.py`).
 """
 
 import re
@@ -43,7 +43,7 @@ def run(code, namespace):
 def test_every_block_is_of_a_kind_that_is_run():
     """A new block must be run by a test: count it here when it is."""
     fences = re.findall(r"```(\w*)\n.*?```", README, flags=re.DOTALL)
-    assert Counter(fences) == {"python": 6, "py": 4, "bash": 3, "sh": 1, "bibtex": 1}
+    assert Counter(fences) == {"python": 6, "py": 4, "bash": 3, "bibtex": 1}
 
 
 def test_python_blocks(saved_folder, monkeypatch, capsys):
