@@ -51,6 +51,8 @@ def main() -> None:
     line = measure.parser(__doc__, tiles=(1, 7, 13))
     line.add_argument("--new-tokens", type=int, default=16, help="tokens of an answer, at least 2")
     options = line.parse_args()
+    if options.new_tokens < 2:
+        line.error(f"--new-tokens is {options.new_tokens}, expected at least 2: one for the wait, one for a step")
     measure.prepare(options)
     measure.write("generation", "How long do the first and each further token take?", options, cases(options))
 

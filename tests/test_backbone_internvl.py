@@ -2,38 +2,8 @@
 
 import pytest
 import torch
-from internvl_chat.configuration_internvl_chat import InternVLChatConfig
-from internvl_chat.modeling_internvl_chat import InternVLChatModel
+from tiny_models import IMAGE_TOKEN, tiny_model
 from torch.testing import assert_close
-
-
-VISION = {
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "image_size": 56,
-    "initializer_range": 0.2,
-}
-LANGUAGE = {
-    "vocab_size": 100,
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-    "pad_token_id": 2,
-}
-IMAGE_TOKEN = 93
-
-
-def make_model(model_type="internlm2"):
-    torch.manual_seed(0)
-    config = InternVLChatConfig(
-        vision_config=VISION, llm_config={"model_type": model_type, **LANGUAGE}, image_token_id=IMAGE_TOKEN
-    )
-    return InternVLChatModel(config).eval()
 
 
 def make_inputs():
@@ -50,7 +20,7 @@ def make_inputs():
 @pytest.mark.parametrize("model_type", ["internlm2", "llama"])
 @torch.no_grad()
 def test_head_on_top_gives_the_logits(model_type):
-    model, inputs = make_model(model_type), make_inputs()
+    model, inputs = tiny_model(model_type), make_inputs()
     states = model.base_model(**inputs, use_cache=False).last_hidden_state
     assert states.shape == (2, 8, 24)
     assert_close(model.get_output_embeddings()(states), model(**inputs).logits)
@@ -58,7 +28,7 @@ def test_head_on_top_gives_the_logits(model_type):
 
 @torch.no_grad()
 def test_ready_embeddings():
-    model, inputs = make_model(), make_inputs()
+    model, inputs = tiny_model(), make_inputs()
     names = ("input_ids", "pixel_values", "image_flags")
     embeds = model.embed_inputs(**{name: inputs[name] for name in names})
     ready = model.base_model(inputs_embeds=embeds, attention_mask=inputs["attention_mask"])
@@ -66,14 +36,14 @@ def test_ready_embeddings():
 
 
 def test_places_must_fit():
-    model, inputs = make_model(), make_inputs()
+    model, inputs = tiny_model(), make_inputs()
     inputs["input_ids"] = inputs["input_ids"][:, :4]  # what a trainer does that cuts at its max_length
     with pytest.raises(ValueError, match="Image features and image tokens do not match.*places for 5"):
         model.base_model(**inputs | {"attention_mask": inputs["attention_mask"][:, :4]})
 
 
 def test_transformers_sees_the_same_model():
-    model = make_model()
+    model = tiny_model()
     assert model.get_decoder() is model.language_model.get_decoder()
     assert model.base_model.config is model.config
     # Plans come from the parts, whatever the base says.

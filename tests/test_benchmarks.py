@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import growth, measure, report
+from benchmarks import generation, growth, measure, report
 
 
 pytestmark = pytest.mark.newest
@@ -153,3 +153,10 @@ def test_report_names_question_command_and_versions(tmp_path, monkeypatch):
         "![How long?](results/vision.png)",
     ):
         assert part in text
+
+
+def test_a_step_needs_two_tokens(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["generation", "--layout", "tiny", "--new-tokens", "1"])
+    with pytest.raises(SystemExit):
+        generation.main()
+    assert "--new-tokens is 1, expected at least 2" in capsys.readouterr().err
