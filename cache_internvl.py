@@ -24,6 +24,9 @@ class GrowingLayer(DynamicLayer):
         super().__init__()
         self._rooms: tuple[torch.Tensor, ...] = ()  # of keys and of values, (batch, kv_heads, capacity, head_dim)
         self._written: tuple[torch.Tensor, ...] = ()  # the beginnings of the rooms that hold tokens
+        # All layers of the cache, in one list that they share until the first of them gets tokens. On a CPU all get their
+        # rooms then: one by one, among the short-lived tensors of a prompt, they would leave memory full of gaps.
+        self._together: list[GrowingLayer] = []
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -39,13 +42,20 @@ class GrowingLayer(DynamicLayer):
         Returns:
             All keys and values, `(batch, kv_heads, kv_seq, head_dim)`, with strides that step over the spare room.
         """
-        length = self.get_seq_length()
-        if length == 0 or torch.is_grad_enabled():  # autograd may need what it saw; nothing is written over it
+        if torch.is_grad_enabled():  # autograd may need what it saw; nothing is written over it
             self._rooms = self._written = ()
+            self._together.clear()
             return super().update(key_states, value_states, *args, **kwargs)
+        nothing = key_states[:, :, :0], value_states[:, :, :0]
+        if not self.is_initialized:
+            super().update(*nothing, *args, **kwargs)  # Transformers notes dtype and device
+        length = self.get_seq_length()
         total = length + key_states.shape[-2]
-        if not self._is_in_rooms() or self._rooms[0].shape[-2] < total:
-            self._rooms = tuple(_enlarged(states, total + SPARE_TOKENS) for states in (self.keys, self.values))
+        if not self._has_room(key_states, value_states, total):
+            is_on_cpu = key_states.device.type == "cpu"
+            for layer in (is_on_cpu and self._together) or [self]:
+                layer._make_room(*((self.keys, self.values) if length else nothing), total + SPARE_TOKENS)
+            self._together.clear()
         for room, states in zip(self._rooms, (key_states, value_states), strict=True):
             room[:, :, length:total] = states
         self._written = tuple(room[:, :, :total] for room in self._rooms)
@@ -58,6 +68,16 @@ class GrowingLayer(DynamicLayer):
         super().crop(*args, **kwargs)
         if in_rooms:
             self._written = (self.keys, self.values)
+
+    def _has_room(self, key_states: torch.Tensor, value_states: torch.Tensor, total: int) -> bool:
+        """Say whether new tokens can be written behind those that are there, to make so many."""
+        if self.get_seq_length():
+            return self._is_in_rooms() and self._rooms[0].shape[-2] >= total
+        pairs = zip(self._rooms, (key_states, value_states), strict=False)
+        return bool(self._rooms) and all(_is_for(room, states, total) for room, states in pairs)
+
+    def _make_room(self, keys: torch.Tensor, values: torch.Tensor, capacity: int) -> None:
+        self._rooms = tuple(_enlarged(states, capacity) for states in (keys, values))
 
     def _is_in_rooms(self) -> bool:
         """Say whether keys and values are what the last update left, and not what others put in their place."""
@@ -74,6 +94,9 @@ def let_grow(cache: DynamicCache) -> DynamicCache:
         The cache.
     """
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    together = [layer for layer in cache.layers if isinstance(layer, GrowingLayer)]
+    for layer in together:
+        layer._together = together
     if cache.layer_class_to_replicate is DynamicLayer:
         cache.layer_class_to_replicate = GrowingLayer
     return cache
@@ -109,6 +132,12 @@ def stretching_limit(config: PretrainedConfig) -> int | None:
     name = "original_max_position_embeddings"
     limits = (rope.get(name), getattr(config, name, None), config.max_position_embeddings)
     return min(limit for limit in limits if limit)
+
+
+def _is_for(room: torch.Tensor, states: torch.Tensor, total: int) -> bool:
+    """Say whether so many tokens like `states` `(batch, kv_heads, seq, head_dim)` can be written to `room`."""
+    shape = (*states.shape[:2], room.shape[2], states.shape[3])
+    return room.shape == shape and total <= shape[2] and (room.dtype, room.device) == (states.dtype, states.device)
 
 
 def _enlarged(states: torch.Tensor, capacity: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 The steps themselves are Transformers'; each of them calls `InternVLChatModel.forward`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,8 +41,14 @@ class PictureGenerationMixin:
             when only `inputs_embeds` is given.
 
         Raises:
+            TypeError: If all inputs are given as one mapping, as a processor returns them.
             ValueError: If text and pictures do not fit.
         """
+        if isinstance(input_ids, Mapping):
+            raise TypeError(
+                f"input_ids is a {type(input_ids).__name__} with {', '.join(input_ids)}, expected a tensor; unpack "
+                "all of them: generate(**inputs)."
+            )
         if input_ids is None:
             input_ids = kwargs.pop("inputs", None)
         has_pictures = pixel_values is not None or visual_features is not None

@@ -199,6 +199,7 @@ class InternVisionEncoderLayer(GradientCheckpointingLayer):
         """Transform `(tiles, seq, hidden)`; the attention weights come second, where the backend has them."""
         attended, weights = self.attn(self.norm1(hidden_states))
         hidden_states = hidden_states + self.drop_path(attended * self.ls1)
+        del attended  # as large as the states
         hidden_states = hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)) * self.ls2)
         return hidden_states, weights
 

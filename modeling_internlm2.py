@@ -25,6 +25,9 @@ from .loss_internvl import next_token_loss
 
 # Transformers renamed and dropped arguments of this function between 4.57 and 5; each release is given those it names.
 CAUSAL_MASK_ARGUMENTS = frozenset(inspect.signature(create_causal_mask).parameters)
+# Tokens of a prompt that pass the feed-forward block at once: inside, their states are the widest of all. On a CPU,
+# small tensors fit into the gaps that others have left, and for larger ones the process grows.
+MLP_TOKENS, MLP_TOKENS_CPU = 2048, 512
 
 
 class InternLM2RMSNorm(nn.Module):
@@ -232,11 +235,18 @@ class InternLM2MLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Apply the block; the shape stays."""
-        gate, states = self.act_fn(self.w1(hidden_states)), self.w3(hidden_states)
-        # These are the largest tensors of a long prompt: without autograd, their product takes the place of one.
-        states = states * gate if torch.is_grad_enabled() else states.mul_(gate)
-        del gate
-        return self.w2(states)
+        limit = MLP_TOKENS_CPU if hidden_states.device.type == "cpu" else MLP_TOKENS
+        if hidden_states.shape[-2] <= limit or not self._is_divisible(hidden_states):
+            return self._transform(hidden_states)
+        return torch.cat([self._transform(part) for part in hidden_states.split(limit, dim=-2)], dim=-2)
+
+    def _transform(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.w2(self.act_fn(self.w1(hidden_states)) * self.w3(hidden_states))
+
+    def _is_divisible(self, hidden_states: torch.Tensor) -> bool:
+        """Say whether parts save memory: autograd keeps all states; and whether offloaded weights need not come twice."""
+        is_offloaded = self.w1.weight.device != hidden_states.device
+        return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_offloaded)
 
 
 class InternLM2DecoderLayer(GradientCheckpointingLayer):
@@ -253,6 +263,7 @@ class InternLM2DecoderLayer(GradientCheckpointingLayer):
         """Transform `(batch, seq, hidden)`; the attention weights come second, where the backend has them."""
         attended, weights = self.attention(self.attention_norm(hidden_states), **kwargs)
         hidden_states = hidden_states + attended
+        del attended  # as large as the states
         return hidden_states + self.feed_forward(self.ffn_norm(hidden_states)), weights
 
 

@@ -148,8 +148,17 @@ class InternVLChatModel(
 
         Returns:
             The model.
+
+        Raises:
+            ValueError: If both a config and its short form are given.
         """
-        if quantization_config is None and (load_in_8bit or load_in_4bit):
+        if load_in_8bit or load_in_4bit:
+            if quantization_config is not None:
+                asked = "load_in_8bit" if load_in_8bit else "load_in_4bit"
+                raise ValueError(
+                    f"Got {asked}=True and a quantization_config, which may say something else; pass only the "
+                    f"quantization_config, with {asked} in it."
+                )
             dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
             quantization_config = bitsandbytes_config(load_in_8bit, load_in_4bit, dtype)
         if quantization_config is not None:
@@ -344,14 +353,14 @@ class InternVLChatModel(
         if isinstance(pixel_values, EncodedImages):
             pixel_values, visual_features = None, pixel_values.features
         image_token_id = self.config.image_token_id if image_token_id is None else image_token_id
-        input_ids = input_ids.to(self.device)
-        inputs_embeds = self.get_input_embeddings()(input_ids)
         if visual_features is not None:
             visual_features = _flagged(visual_features, image_flags)
         elif pixel_values is not None:
             _check_finite(pixel_values)
             tiles = _flagged(pixel_values, image_flags)
             visual_features = self.get_image_features(tiles, vision_batch_size) if len(tiles) else None
+        input_ids = input_ids.to(self.device)
+        inputs_embeds = self.get_input_embeddings()(input_ids)
         is_image = (input_ids == image_token_id).to(inputs_embeds.device)  # (batch, seq)
         num_places = int(is_image.sum())
         num_features = 0 if visual_features is None else visual_features.shape[:-1].numel()
@@ -481,7 +490,8 @@ def _flagged(tiles: torch.Tensor, image_flags: torch.Tensor | None) -> torch.Ten
 
 
 def _check_finite(pixel_values: torch.Tensor) -> None:
-    if not torch.isfinite(pixel_values).all():
+    # The extremes pass NaN on, and need no memory beside the pixels.
+    if pixel_values.numel() and not torch.isfinite(torch.stack(pixel_values.aminmax())).all():
         raise ValueError("pixel_values holds NaN or infinite values; check the picture and its preprocessing.")
 
 

@@ -1,6 +1,8 @@
 """The growing cache holds what Transformers' dynamic cache holds, and copies it less often."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -54,14 +56,14 @@ def test_every_update_returns_all_tokens(lengths):
 
 
 def test_steps_stay_in_place_until_the_room_is_full():
-    layer = pair(5, 1)[0].layers[0]
+    layer = pair(5)[0].layers[0]
     key_place, value_place = layer.keys.data_ptr(), layer.values.data_ptr()
-    assert layer.keys.untyped_storage().nbytes() == (6 + SPARE_TOKENS) * 2 * 3 * 4 * 4  # float32
+    assert layer.keys.untyped_storage().nbytes() == (5 + SPARE_TOKENS) * 2 * 3 * 4 * 4  # float32
     for _ in range(SPARE_TOKENS):
         layer.update(*states(1))
     assert (layer.keys.data_ptr(), layer.values.data_ptr()) == (key_place, value_place)
     layer.update(*states(1))
-    assert layer.get_seq_length() == SPARE_TOKENS + 7
+    assert layer.get_seq_length() == SPARE_TOKENS + 6
     assert layer.keys.data_ptr() != key_place
 
 
@@ -108,6 +110,50 @@ def test_a_cut_cache_uses_its_room_again():
     growing.crop(-3)
     append(growing, 3)
     assert layer.keys.data_ptr() == place
+
+
+def rooms_of(cache):
+    return [[room.data_ptr() for room in layer._rooms] for layer in cache.layers]
+
+
+def configured_cache():
+    return let_grow(DynamicCache(config=Phi3Config(num_hidden_layers=2, pad_token_id=0)))
+
+
+def test_all_layers_get_their_rooms_with_the_first():
+    growing = configured_cache()
+    growing.update(*states(5), 0)
+    rooms = rooms_of(growing)
+    assert all(rooms)
+    assert growing.get_seq_length(1) == 0
+    growing.update(*states(5, seed=1), 1)
+    assert rooms_of(growing) == rooms
+    for layer, seed in zip(growing.layers, (0, 1), strict=True):
+        assert torch.equal(layer.keys, states(5, seed=seed)[0])
+
+
+@pytest.mark.parametrize("other", [states(5).double(), states(5, batch=1), states(SPARE_TOKENS + 6)])
+def test_a_layer_unlike_the_first_makes_its_own_room(other):
+    growing = configured_cache()
+    growing.update(*states(5), 0)
+    keys, values = growing.update(*other, 1)
+    assert torch.equal(keys, other[0])
+    assert torch.equal(values, other[1])
+
+
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_its_memory_goes_with_it(with_grad):
+    """Layers that know each other would wait for Python's garbage collector, on a GPU too."""
+    growing = configured_cache()
+    with torch.set_grad_enabled(with_grad):
+        growing.update(*states(5), 0)
+    layer = weakref.ref(growing.layers[1])
+    gc.disable()
+    try:
+        del growing
+        assert layer() is None
+    finally:
+        gc.enable()
 
 
 def test_reset_forgets():

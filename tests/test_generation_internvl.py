@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny_models import GREEDY, check_logits, prompt, tiles, tiny_model
-from transformers import DynamicCache
+from transformers import BatchFeature, DynamicCache
 
 
 @pytest.fixture
@@ -168,6 +168,12 @@ def test_inputs_is_another_name_of_input_ids(model):
     options = {"max_new_tokens": 2, **GREEDY}
     named = model.generate(inputs=prompt(1), pixel_values=tiles(1), **options)
     assert torch.equal(named, model.generate(prompt(1), pixel_values=tiles(1), **options))
+
+
+def test_inputs_that_were_not_unpacked(model):
+    inputs = BatchFeature({"input_ids": prompt(1), "pixel_values": tiles(1)})
+    with pytest.raises(TypeError, match=r"BatchFeature with input_ids, pixel_values.*generate\(\*\*inputs\)"):
+        model.generate(inputs)
 
 
 def test_generate_with_pictures_and_no_ids(model):

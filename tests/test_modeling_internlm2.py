@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from accelerate import cpu_offload
+from internvl_chat import modeling_internlm2
 from internvl_chat.configuration_internlm2 import InternLM2Config
 from internvl_chat.modeling_internlm2 import (
     InternLM2Attention,
@@ -88,11 +90,29 @@ def test_feed_forward_gates_with_w1():
     assert_close(mlp(states), (gate * gate.sigmoid() * (states @ w3.T)) @ w2.T)
 
 
-def test_feed_forward_is_the_same_with_and_without_autograd():
-    block, states = InternLM2MLP(tiny_config()), torch.randn(2, 3, 24)
+def read_by(block, states):
+    """Return how many tokens the block's first layer got in each call, and what came out."""
+    lengths = []
+    handle = block.w1.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[-2]))
+    output = block(states)
+    handle.remove()
+    return lengths, output
+
+
+def test_feed_forward_takes_long_texts_in_parts(monkeypatch):
+    monkeypatch.setattr(modeling_internlm2, "MLP_TOKENS_CPU", 2)
+    block, states = InternLM2MLP(tiny_config()), torch.randn(2, 5, 24)
+    lengths, whole = read_by(block, states)
+    assert lengths == [5], "autograd keeps everything"
     with torch.no_grad():
-        without = block(states)
-    assert torch.equal(block(states), without)
+        lengths, parts = read_by(block, states)
+        assert lengths == [2, 2, 1]
+        assert_close(parts, whole, **CLOSE)
+        assert read_by(block, states[:, :2])[0] == [2]
+        cpu_offload(block, execution_device="cpu")
+        lengths, offloaded = read_by(block, states)
+    assert lengths == [5], "weights come once"
+    assert_close(offloaded, whole, **CLOSE)
 
 
 def test_rotate_half():

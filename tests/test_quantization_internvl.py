@@ -98,6 +98,13 @@ def test_a_config_that_cannot_spare_anything_is_reported(asked, caplog):
     assert "vision encoder" in caplog.text
 
 
+@pytest.mark.parametrize("short", ["load_in_8bit", "load_in_4bit"])
+def test_a_config_and_its_short_form_are_one_too_many(asked, short):
+    with pytest.raises(ValueError, match=f"{short}=True and a quantization_config"):
+        InternVLChatModel.from_pretrained("x", quantization_config=BitsAndBytesConfig(**INT8), **{short: True})
+    assert not asked
+
+
 def test_no_quantization(asked):
     InternVLChatModel.from_pretrained("x", load_in_8bit=False)
     assert asked == [None]
