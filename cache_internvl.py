@@ -25,7 +25,7 @@ class GrowingLayer(DynamicLayer):
         self._rooms: tuple[torch.Tensor, ...] = ()  # of keys and of values, (batch, kv_heads, capacity, head_dim)
         self._written: tuple[torch.Tensor, ...] = ()  # the beginnings of the rooms that hold tokens
         # All layers of the cache, in one list that they share until the first of them gets tokens. On a CPU all get
-        # their rooms then: one by one, among the short-lived tensors of a prompt, they would leave memory full of gaps.
+        # their rooms then: made one by one, among a prompt's short-lived tensors, they leave memory full of gaps.
         self._together: list[GrowingLayer] = []
 
     def update(

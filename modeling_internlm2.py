@@ -244,7 +244,7 @@ class InternLM2MLP(nn.Module):
         return self.w2(self.act_fn(self.w1(hidden_states)) * self.w3(hidden_states))
 
     def _is_divisible(self, hidden_states: torch.Tensor) -> bool:
-        """Say whether parts save memory, as they do unless autograd keeps it all, and load no offloaded weight again."""
+        """Say whether parts save memory, as they do unless autograd keeps all, and load no offloaded weight again."""
         is_offloaded = self.w1.weight.device != hidden_states.device
         return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_offloaded)
 
