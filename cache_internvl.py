@@ -52,9 +52,9 @@ class GrowingLayer(DynamicLayer):
         length = self.get_seq_length()
         total = length + key_states.shape[-2]
         if not self._has_room(key_states, value_states, total):
-            is_on_cpu = key_states.device.type == "cpu"
-            for layer in (is_on_cpu and self._together) or [self]:
-                layer._make_room(*((self.keys, self.values) if length else nothing), total + SPARE_TOKENS)
+            kept = (self.keys, self.values) if length else nothing
+            for layer in self._together if self._together and key_states.device.type == "cpu" else [self]:
+                layer._make_room(*kept, total + SPARE_TOKENS)
             self._together.clear()
         for room, states in zip(self._rooms, (key_states, value_states), strict=True):
             room[:, :, length:total] = states
