@@ -25,11 +25,12 @@ TILES_OF_TURNS = 13
 
 
 def curve_of_tiles(options: argparse.Namespace) -> list[dict]:
-    """Return what `memory` measured for the same layout and kind of device; nothing, and a hint, if it did not."""
+    """Return what `memory` measured for the same layout, dtype and device; nothing, and a hint, if it did not."""
     path = measure.result_path("memory", options)
     if path.is_file():
         return measure.read_rows(path)
     command = f"python -m benchmarks.memory --layout {options.layout} --device {options.device}"
+    command += f" --dtype {measure.dtype_name(options)}"
     print(f"The plot will have no tiles: found no {path.name} in {options.output}; for it, first run `{command}`.")
     return []
 

@@ -195,7 +195,7 @@ def in_child(module: str, options: argparse.Namespace, **values: Any) -> dict[st
         What it wrote in its last line, as JSON.
     """
     shared = {name: getattr(options, name) for name in ("layout", "device", "threads")}
-    values = {**shared, "dtype": str(options.dtype).removeprefix("torch."), **values}
+    values = {**shared, "dtype": dtype_name(options), **values}
     command = [sys.executable, "-m", f"benchmarks.{module}", "--child", json.dumps(values)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -268,7 +268,7 @@ def write(name: str, question: str, options: argparse.Namespace, cases: Iterable
         "question": question,
         "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
         "layout": options.layout,
-        "dtype": str(options.dtype).removeprefix("torch."),
+        "dtype": dtype_name(options),
         "machine": machine(options.device),
         "versions": versions(),
         "rows": [],
@@ -282,8 +282,13 @@ def write(name: str, question: str, options: argparse.Namespace, cases: Iterable
 
 
 def result_path(name: str, options: argparse.Namespace) -> Path:
-    """Return the JSON file of a benchmark, named after its module, the layout and the kind of device."""
-    return options.output / f"{name}.{options.layout}.{options.device.split(':')[0]}.json"
+    """Return the JSON file of a benchmark, named after its module, the layout, the dtype and the kind of device."""
+    return options.output / f"{name}.{options.layout}.{dtype_name(options)}.{options.device.split(':')[0]}.json"
+
+
+def dtype_name(options: argparse.Namespace) -> str:
+    """Return the dtype that was asked for, such as "bfloat16", before `prepare` and after it."""
+    return str(options.dtype).removeprefix("torch.")
 
 
 def read_rows(path: Path) -> list[dict]:

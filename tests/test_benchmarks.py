@@ -60,7 +60,7 @@ def panels(rows):
 def test_growth_is_plotted(tmp_path):
     result, printed = run("growth", tmp_path, "--pictures", "1", "2", "--turns", "1", "2", "--dtype", "float32")
     assert panels(result["rows"]) == [("pictures", 1), ("turns", 2)]
-    assert "first run `python -m benchmarks.memory --layout tiny --device cpu`" in printed
+    assert "first run `python -m benchmarks.memory --layout tiny --device cpu --dtype float32`" in printed
     assert list(tmp_path.glob("*.png"))
 
 
@@ -78,9 +78,12 @@ def options_of(folder):
     return Namespace(layout="tiny", device="cpu", dtype="float32", output=folder)
 
 
-def test_growth_takes_the_curve_of_tiles_from_memory(tmp_path):
+def test_growth_takes_the_curve_of_tiles_from_memory(tmp_path, capsys):
     measure.write("memory", "How much?", options_of(tmp_path), cases_of_tiles(1, 7))
     assert panels(growth.curve_of_tiles(options_of(tmp_path))) == [("tiles", 2), ("tiles", 2)]
+    other = Namespace(**{**vars(options_of(tmp_path)), "dtype": "bfloat16"})
+    assert growth.curve_of_tiles(other) == []
+    assert "benchmarks.memory --layout tiny --device cpu --dtype bfloat16`" in capsys.readouterr().out
 
 
 def test_a_run_that_is_stopped_keeps_its_cases(tmp_path):
