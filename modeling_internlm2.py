@@ -236,9 +236,12 @@ class InternLM2MLP(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Apply the block; the shape stays."""
         limit = MLP_TOKENS_CPU if hidden_states.device.type == "cpu" else MLP_TOKENS
-        if hidden_states.shape[-2] <= limit or not self._is_divisible(hidden_states):
+        num_tokens = hidden_states.shape[:-1].numel()
+        if num_tokens <= limit or not self._is_divisible(hidden_states):
             return self._transform(hidden_states)
-        return torch.cat([self._transform(part) for part in hidden_states.split(limit, dim=-2)], dim=-2)
+        # Parts of a tensor with three dimensions would go a slow way through PyTorch if the weights are frozen.
+        parts = hidden_states.reshape(num_tokens, -1).split(limit)
+        return torch.cat([self._transform(part) for part in parts]).view_as(hidden_states)
 
     def _transform(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.w2(self.act_fn(self.w1(hidden_states)) * self.w3(hidden_states))
