@@ -53,7 +53,8 @@ class GrowingLayer(DynamicLayer):
         total = length + key_states.shape[-2]
         if not self._has_room(key_states, value_states, total):
             kept = (self.keys, self.values) if length else nothing
-            for layer in self._together if self._together and key_states.device.type == "cpu" else [self]:
+            layers = self._together if length == 0 and key_states.device.type == "cpu" else []
+            for layer in layers or [self]:
                 layer._make_room(*kept, total + SPARE_TOKENS)
             self._together.clear()
         for room, states in zip(self._rooms, (key_states, value_states), strict=True):

@@ -44,13 +44,13 @@ class PictureGenerationMixin:
             TypeError: If all inputs are given as one mapping, as a processor returns them.
             ValueError: If text and pictures do not fit.
         """
+        if input_ids is None:
+            input_ids = kwargs.pop("inputs", None)
         if isinstance(input_ids, Mapping):
             raise TypeError(
                 f"input_ids is a {type(input_ids).__name__} with {', '.join(input_ids)}, expected a tensor; unpack "
                 "all of them: generate(**inputs)."
             )
-        if input_ids is None:
-            input_ids = kwargs.pop("inputs", None)
         has_pictures = pixel_values is not None or visual_features is not None
         if has_pictures and input_ids is None:
             raise ValueError("Pictures need input_ids with places for them, but none were given; build both together.")

@@ -247,8 +247,8 @@ class InternLM2MLP(nn.Module):
         return self.w2(self.act_fn(self.w1(hidden_states)) * self.w3(hidden_states))
 
     def _is_divisible(self, hidden_states: torch.Tensor) -> bool:
-        """Say whether parts save memory, as they do unless autograd keeps all, and load no offloaded weight again."""
-        is_offloaded = self.w1.weight.device != hidden_states.device
+        """Say whether parts pay: not if autograd keeps all states, nor if offloaded weights would come for each."""
+        is_offloaded = any(weight.device != hidden_states.device for weight in self.w1.parameters())
         return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_offloaded)
 
 

@@ -132,6 +132,14 @@ def test_all_layers_get_their_rooms_with_the_first():
         assert torch.equal(layer.keys, states(5, seed=seed)[0])
 
 
+def test_on_other_devices_each_layer_waits_for_its_own_tokens():
+    """The next layer may be on another GPU."""
+    growing = configured_cache()
+    growing.update(*states(5).to("meta"), 0)
+    assert growing.layers[0]._rooms
+    assert not growing.layers[1]._rooms
+
+
 @pytest.mark.parametrize("other", [states(5).double(), states(5, batch=1), states(SPARE_TOKENS + 6)])
 def test_a_layer_unlike_the_first_makes_its_own_room(other):
     growing = configured_cache()

@@ -174,6 +174,8 @@ def test_inputs_that_were_not_unpacked(model):
     inputs = BatchFeature({"input_ids": prompt(1), "pixel_values": tiles(1)})
     with pytest.raises(TypeError, match=r"BatchFeature with input_ids, pixel_values.*generate\(\*\*inputs\)"):
         model.generate(inputs)
+    with pytest.raises(TypeError, match="expected a tensor"):
+        model.generate(inputs=inputs)
 
 
 def test_generate_with_pictures_and_no_ids(model):

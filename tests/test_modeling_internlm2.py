@@ -109,6 +109,8 @@ def test_feed_forward_takes_long_texts_in_parts(monkeypatch):
         assert lengths == [2, 2, 2, 2, 2]
         assert_close(parts, whole, **CLOSE)
         assert read_by(block, states[:1, :2])[0] == [2]
+        block.w1 = torch.nn.Sequential(block.w1)  # quantized layers have no `weight` either
+        assert read_by(block, states)[0] == [2, 2, 2, 2, 2]
         cpu_offload(block, execution_device="cpu")
         lengths, offloaded = read_by(block, states)
     assert lengths == [5], "weights come once"
