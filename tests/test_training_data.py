@@ -104,3 +104,19 @@ def test_training_never_shows_held_out_words(encoder):
     for number in range(40):
         scene = draw(source.scene, random.Random(number), (1, 1))
         assert not words & {part.lower() for thing in scene.texts for part in thing.text.split() if len(part) > 3}
+
+
+def test_every_scene_shows_something(encoder, monkeypatch):
+    source, empty = batches(encoder), iter((True, True, False))
+    drawn = drawing.draw_scene
+
+    def draw_little(*args):
+        scene = drawn(*args)
+        if next(empty):
+            scene.things.clear()
+        return scene
+
+    monkeypatch.setattr(data, "draw_scene", draw_little)
+    source.pictures = source.pictures | {"layouts": {"shapes": 1}}
+    assert draw(source.scene, random.Random(0), data.ONE_TILE).things
+    assert next(empty, None) is None

@@ -75,3 +75,16 @@ def test_several_pictures_are_numbered_in_the_message():
 @pytest.mark.parametrize("measure", questions.TASKS.values())
 def test_every_measure_has_a_judge(measure):
     assert measure in evaluate.JUDGES
+
+
+def test_only_some_tasks_are_asked_about():
+    asked = draw(
+        lambda: list(evaluate.draw_questions(data.load_config(), 1, 0, Parrot(()).num_tiles, ("number", "box")))
+    )
+    assert {question.turn.task for question in asked} == {"number", "box"}
+    assert {question.group for question in asked if question.turn.task == "number"} == {
+        "one tile",
+        "several tiles",
+        "held-out fonts",
+        "two pictures",
+    }

@@ -145,9 +145,9 @@ class Batch:
 
 def normalise(tiles: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Turn uint8 tiles (tiles, height, width, 3) into normalised pixel values (tiles, 3, height, width)."""
-    pixels = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255
+    pixels = torch.from_numpy(tiles).permute(0, 3, 1, 2).contiguous()  # moved as bytes: a quarter of the floats
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-    return ((pixels - mean) / std).to(dtype).contiguous()
+    return pixels.float().div_(255).sub_(mean).div_(std).to(dtype)
 
 
 class Batches:
@@ -178,8 +178,14 @@ class Batches:
             held_out: What to take from what training never shows.
 
         Returns:
-            The scene.
+            The scene; it shows something.
         """
+        scene = self._scene(rng, grid, held_out)
+        while not scene.things:  # now and then the only text finds no place
+            scene = self._scene(rng, grid, held_out)
+        return scene
+
+    def _scene(self, rng: random.Random, grid: tuple[int, int], held_out: HeldOut) -> Scene:
         tile, sizes = self.geometry.tile_size, self.pictures
         single = grid == ONE_TILE
         stretch = log_uniform(rng, *sizes["stretch"])

@@ -12,7 +12,7 @@ import logging
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ CANVASES = {
     "two pictures": (ONE_TILE,),
 }
 SMALL_TALK_GROUP = "no picture"
+EVERYTHING = (*TASKS, "talk")
 READING = ("digit", "number", "word", "line", "chinese", "text_by_colour", "receipt", "form", "chart_value")
 # What is asked of each kind of pictures; everything where nothing is said.
 ASKED = {
@@ -180,7 +181,11 @@ class Checkpoint:
 
 
 def draw_questions(
-    config: dict[str, Any], samples: int, seed: int, num_tiles: Callable[[Image.Image], int]
+    config: dict[str, Any],
+    samples: int,
+    seed: int,
+    num_tiles: Callable[[Image.Image], int],
+    tasks: Collection[str] = EVERYTHING,
 ) -> Iterator[Question]:
     """Draw held-out pictures and questions.
 
@@ -189,6 +194,7 @@ def draw_questions(
         samples: Questions for each task, language and kind of pictures.
         seed: Seed of the pictures.
         num_tiles: Says into how many tiles a picture will be cut.
+        tasks: What to ask about, of `EVERYTHING`.
 
     Yields:
         The questions, small talk last.
@@ -196,7 +202,8 @@ def draw_questions(
     batches = Batches(config, "joint", None)
     for group, canvases in CANVASES.items():
         rng = random.Random(f"evaluation {seed} {group}")
-        wanted = {(task, language): samples for task in ASKED.get(group, TASKS) for language in LANGUAGES}
+        asked = [task for task in ASKED.get(group, TASKS) if task in tasks]
+        wanted = {(task, language): samples for task in asked for language in LANGUAGES}
         while any(wanted.values()):
             canvas = rng.choice(canvases)
             missing = rng.choice([task for (task, _), count in wanted.items() if count])
@@ -216,7 +223,7 @@ def draw_questions(
                 if wanted.get((turn.task, language)):
                     wanted[turn.task, language] -= 1
                     yield Question(group, images, about_image(turn, meant + 1) if len(scenes) > 1 else turn)
-    for question, answer in SMALL_TALK:
+    for question, answer in SMALL_TALK if "talk" in tasks else ():
         turn = Turn("talk", "en" if question.isascii() else "zh", question, answer)
         yield Question(SMALL_TALK_GROUP, (), turn)
 
@@ -279,6 +286,7 @@ def main() -> None:
     parser.add_argument(
         "--samples", type=int, default=100, help="questions for each task, language and kind of pictures"
     )
+    parser.add_argument("--tasks", nargs="+", choices=EVERYTHING, default=EVERYTHING, help="what to ask about")
     parser.add_argument("--seed", type=int, default=1, help="seed of the held-out pictures")
     parser.add_argument("--dtype", default="bfloat16", help="torch dtype to load in")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, help="load with bitsandbytes")
@@ -290,7 +298,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO)
     torch.set_num_threads(arguments.threads)
     checkpoint = Checkpoint(arguments.folder, arguments.dtype, arguments.quantization, arguments.max_tiles)
-    questions = list(draw_questions(load_config(), arguments.samples, arguments.seed, checkpoint.num_tiles))
+    questions = list(
+        draw_questions(load_config(), arguments.samples, arguments.seed, checkpoint.num_tiles, arguments.tasks)
+    )
     results, mistakes = evaluate(checkpoint, questions, arguments.batch_size)
     sys.stdout.write(table(results) + "\n")
     if arguments.json:

@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModel, TrainingArguments
 
+from training.attention import PLAIN
 from training.data import Batch, Batches, PromptEncoder, load_config
 from training.folders import located
 from training.heads import SPELLING_LAYER, TrainingHeads, pull_loss
@@ -102,8 +103,8 @@ class StageModel(nn.Module):
         self._start_characters_as_their_codes(PromptEncoder(folder / "tokenizer.model", cells**2))
         factor = round(1 / config["model"]["downsample_ratio"])
         self.heads = TrainingHeads(self.model.config.vision_config.hidden_size, hidden_size, factor)
-        # On CPUs the fused kernel's backward pass is slower than plain products.
         self.model.vision_model.set_attn_implementation("eager")
+        self.model.language_model.set_attn_implementation(PLAIN)
         self.shuffled: torch.Tensor | None = None
         self.model.mlp1.register_forward_pre_hook(self._keep_projector_input)
         trained, weights = tuple(self.settings.get("trained", TRAINED[stage])), self.weights()
