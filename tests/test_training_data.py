@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 from training import data, evaluate
 from training import pictures as drawing
 from training.prepare import TINY
-from training.questions import Turn
+from training.questions import TASKS, Turn
 from training.tokenizer import SYSTEM_MESSAGE
 
 
@@ -42,7 +42,7 @@ def test_prompt_ids_equal_the_tokenizer_of_the_package(encoder, processor):
         f"<img>{'<IMG_CONTEXT>' * 128}</img>\nWhat colour is the circle?<|im_end|><|im_start|>assistant\nred<|im_end|>"
         "<|im_start|>user\n数字是多少？<|im_end|><|im_start|>assistant\n42<|im_end|>"
     )
-    ids, answers = encoder.conversation(turns, num_tiles=[2])
+    ids, answers, _ = encoder.conversation(turns, num_tiles=[2])
     assert ids == processor.tokenizer(prompt)["input_ids"]
     assert [processor.tokenizer.decode(ids[span.start : span.stop - 1]) for span in answers] == ["red", "42"]
 
@@ -54,7 +54,7 @@ def test_prompt_ids_equal_the_chat_template(encoder, processor, pictures):
     expected = processor.apply_chat_template(
         [evaluate.Question("", images, turn).message], add_generation_prompt=True, tokenize=True, return_dict=True
     )["input_ids"]
-    ids, (answer,) = encoder.conversation([turn], num_tiles=[1] * pictures)
+    ids, (answer,), _ = encoder.conversation([turn], num_tiles=[1] * pictures)
     assert ids[: answer.start] == list(expected[0])
     assert encoder.pieces.unk_id() not in ids
     assert ids[answer.start] == encoder.special["<ref>"]
@@ -62,7 +62,7 @@ def test_prompt_ids_equal_the_chat_template(encoder, processor, pictures):
 
 
 def test_what_is_read_is_spelled(encoder):
-    ids, (answer,) = encoder.conversation([Turn("line", "en", "Read the text.", "red star")], [])
+    ids, (answer,), _ = encoder.conversation([Turn("line", "en", "Read the text.", "red star")], [])
     assert [encoder.pieces.id_to_piece(i) for i in ids[answer.start : answer.stop - 1]] == list("red▁star")
 
 
@@ -120,3 +120,27 @@ def test_every_scene_shows_something(encoder, monkeypatch):
     source.pictures = source.pictures | {"layouts": {"shapes": 1}}
     assert draw(source.scene, random.Random(0), data.ONE_TILE).things
     assert next(empty, None) is None
+
+
+def test_names_in_questions_are_found_among_the_tokens(encoder):
+    boxes = ((0, 0, 1, 1), (2, 2, 3, 3))
+    turns = [
+        Turn("relation", "en", "Is the star left of the circle?", "yes", ((10, boxes[0]), (29, boxes[1]))),
+        Turn("box", "zh", "请给出<ref>红色的文字</ref>的边界框。", "…", ((18, boxes[0]),)),
+        Turn("form", "en", "What is the née?", "…", ((13, boxes[0]),)),
+    ]
+    ids, _, names = encoder.conversation(turns, num_tiles=[1])
+    pieces = {token: name for name, token in encoder.special.items()}
+    found = [pieces.get(ids[name]) or encoder.pieces.id_to_piece(ids[name]) for name in names]
+    assert found == ["▁star", "▁circle", "</ref>", "<0xA9>"]
+
+
+def test_what_questions_name_is_told_with_its_edges(encoder):
+    weights = dict.fromkeys(TASKS, 0) | {"relation": 100, "count": 1}
+    source = batches(encoder, task_weights=weights, turns=[1, 1], grids={"1x1": 1}, tiles_per_batch=12)
+    source.pictures = source.pictures | {"layouts": {"shapes": 1}}
+    batch = draw(source.batch, 0, False)
+    named = {row: (batch.named[:, 0] == row).sum().item() for _, row, _ in batch.answers}
+    assert {(task, named[row]) for task, row, _ in batch.answers} == {("relation", 2), ("count", 0)}
+    assert (batch.named[:, 4:] > batch.named[:, 2:4]).all()
+    assert draw(batches(encoder, grids={"pair": 1}).batch, 0, False).named.shape == (0, 6)

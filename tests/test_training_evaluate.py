@@ -36,7 +36,7 @@ def test_every_task_language_and_kind_of_pictures_is_asked_equally():
 def test_results_count_answers_by_their_measure():
     turns = [
         Turn("colour", "en", "?", "red"),
-        Turn("box", "en", "?", "<ref>x</ref><box>[[0,0,500,500]]</box>", (0, 0, 490, 510)),
+        Turn("box", "en", "?", "<ref>x</ref><box>[[0,0,500,500]]</box>", ((0, (0, 0, 490, 510)),)),
         Turn("receipt", "zh", "?", "12.50"),
         Turn("talk", "en", "Hi", "Hello!"),
     ]

@@ -59,8 +59,8 @@ def test_boxes_are_thousandths_of_the_sides():
     boxes = answers(drawn, "box")
     assert boxes["box", "<ref>blue star</ref>"] == "<ref>blue star</ref><box>[[812,594,1000,1000]]</box>"
     assert boxes["box", "<ref>green text</ref>"] == "<ref>green text</ref><box>[[0,0,500,250]]</box>"
-    (star,) = [fact.box for fact in questions.facts(drawn) if fact.box and "star" in fact.about[0]["en"]]
-    assert star == (800, 600, 1000, 1000)
+    (star, _) = [fact.boxes for fact in questions.facts(drawn) if fact.task == "box"]
+    assert star == ((800, 600, 1000, 1000),)
     twins = lay_out([STAR, ("star", "blue", (0, 0, 100, 100))])
     assert not answers(twins, "box")
 
@@ -120,3 +120,15 @@ def test_every_task_has_wordings_in_both_languages():
 def test_questions_about_one_of_two_pictures_say_which():
     turn = questions.Turn("colour", "zh", "它是什么颜色？", "红色")
     assert questions.about_image(turn, 2).question == "Image-2：它是什么颜色？"
+
+
+def test_phrases_say_where_things_are_named():
+    drawn = lay_out([STAR, CIRCLE])
+    for fact in questions.facts(drawn):
+        for language in LANGUAGES:
+            for wording in WORDINGS[fact.wording][language]:
+                turn = questions.phrase(fact, language, wording)
+                for (last, box), name, expected in zip(turn.named, fact.about, fact.boxes, strict=True):
+                    assert turn.question[: last + 1].endswith(name[language])
+                    assert box == expected
+    assert not questions.about_image(turn, 2).named

@@ -36,4 +36,5 @@ def lay_out(things, size=(1000, 500), layout="free", entries=()):
     """Describe a picture without drawing it: things of (kind, colour, box, text)."""
     blank = pictures.Scene(Image.new("RGB", size), Image.new("L", size, 0), layout=layout, entries=list(entries))
     blank.things += [pictures.Thing(*thing) for thing in things]
+    blank.values += [pictures.Thing(pictures.NUMBER, "black", (0, 0, 1, 1), value) for _, value in entries]
     return blank

@@ -33,7 +33,7 @@ from training.pictures import (
     random_text,
 )
 from training.questions import Turn, about_image, ask, small_talk
-from training.tiles import Geometry, TileLabels, cut_pixels, label_tiles
+from training.tiles import Geometry, TileLabels, box_steps, cut_pixels, label_tiles
 from training.tokenizer import SPECIAL_TOKENS, SYSTEM_MESSAGE
 
 
@@ -63,6 +63,12 @@ class PromptEncoder:
         self.special = {token: first + index for index, token in enumerate(SPECIAL_TOKENS)}
         self.image_token_id = self.special["<IMG_CONTEXT>"]
         self.image_tokens = image_tokens
+        pieces = [self.pieces.id_to_piece(token) for token in range(first)]
+        # Bytes that each token stands for; a byte is one token where the vocabulary has nothing for it.
+        self.sizes = [
+            1 if self.pieces.is_byte(token) else len(piece.replace("▁", " ").encode())
+            for token, piece in enumerate(pieces)
+        ] + [len(token) for token in SPECIAL_TOKENS]
         self.text = lru_cache(maxsize=100_000)(self._text)
 
     def _text(self, text: str) -> tuple[int, ...]:
@@ -74,6 +80,15 @@ class PromptEncoder:
             else:
                 ids += self.spell(part) if part.startswith("[[") else self.pieces.encode(part)
         return tuple(ids)
+
+    def _token_at(self, text: str, index: int) -> int:
+        """Tell which token of a text holds the last byte of the character at `index`."""
+        left = len(text[: index + 1].encode())
+        for number, token in enumerate(self.text(text)):
+            left -= self.sizes[token]
+            if left <= 0:
+                return number
+        raise IndexError(f"{text!r} has no character {index}.")
 
     def spell(self, text: str) -> list[int]:
         """Encode text with one token for each character."""
@@ -96,7 +111,7 @@ class PromptEncoder:
             ids += [*self.text(f"Image-{number}: "), *self.picture(count), *self.text("\n")]
         return ids
 
-    def conversation(self, turns: list[Turn], num_tiles: list[int]) -> tuple[list[int], list[range]]:
+    def conversation(self, turns: list[Turn], num_tiles: list[int]) -> tuple[list[int], list[range], list[int]]:
         """Encode a conversation.
 
         Args:
@@ -104,20 +119,24 @@ class PromptEncoder:
             num_tiles: Tiles of each picture, all shown before the first question.
 
         Returns:
-            Token ids, and for each turn the positions of its answer, `<|im_end|>` included.
+            Token ids; for each turn the positions of its answer, `<|im_end|>` included; for everything that `turns`
+            name the position of its name's last token.
         """
         start, end = self.special["<|im_start|>"], self.special["<|im_end|>"]
         ids = [self.pieces.bos_id(), start, *self.text(f"system\n{SYSTEM_MESSAGE}"), end]
-        answers = []
+        answers, names = [], []
         for index, turn in enumerate(turns):
-            user = self.text(f"user\n{turn.question}")
+            ids.append(start)
+            before = "user\n"
             if index == 0 and num_tiles:
-                user = (*self.text("user\n"), *self._pictures(num_tiles)[:-1], *self.text(f"\n{turn.question}"))
-            asked = [start, *user, end, start, *self.text("assistant\n")]
+                ids += [*self.text(before), *self._pictures(num_tiles)[:-1]]
+                before = "\n"
+            names += [len(ids) + self._token_at(before + turn.question, len(before) + last) for last, _ in turn.named]
+            ids += [*self.text(before + turn.question), end, start, *self.text("assistant\n")]
             answer = [*(self.spell(turn.answer) if turn.spelled else self.text(turn.answer)), end]
-            ids += asked + answer
-            answers.append(range(len(ids) - len(answer), len(ids)))
-        return ids, answers
+            answers.append(range(len(ids), len(ids) + len(answer)))
+            ids += answer
+        return ids, answers, names
 
 
 @dataclass
@@ -131,6 +150,8 @@ class Batch:
         weights: Weight of predicting each token (batch, length), 1/sqrt(length) inside an answer, else 0; or None.
         position_ids: Position of each token (batch, length), now and then with gaps before tiles; or None.
         answers: (task, row, positions) of every answer.
+        named: For each thing named in a question, row and position of its name's last token, and the steps of
+            `BOX_STEPS` of its left, top, right and bottom edge within the picture (things, 6); or None.
         size: Number of samples.
     """
 
@@ -140,6 +161,7 @@ class Batch:
     weights: torch.Tensor | None
     position_ids: torch.Tensor | None
     answers: list[tuple[str, int, range]]
+    named: torch.Tensor | None
     size: int
 
 
@@ -285,21 +307,23 @@ class Batches:
 
     def _texts(self, rng: random.Random, talks: list[list[Turn]], num_tiles: list[int]) -> tuple:
         if not self.encoder:
-            return None, None, None, []
+            return None, None, None, [], None
         encoded = [self.encoder.conversation(turns, num_tiles) for turns in talks]
-        length = max(len(ids) for ids, _ in encoded)
+        length = max(len(ids) for ids, *_ in encoded)
         input_ids = torch.full((len(encoded), length), self.encoder.pieces.eos_id())
         weights = torch.zeros(len(encoded), length)
-        answers = []
-        for row, (turns, (ids, spans)) in enumerate(zip(talks, encoded, strict=True)):
+        answers, named = [], []
+        for row, (turns, (ids, spans, ends)) in enumerate(zip(talks, encoded, strict=True)):
             input_ids[row, : len(ids)] = torch.tensor(ids)
             for turn, span in zip(turns, spans, strict=True):
                 weights[row, span.start : span.stop] = len(span) ** -0.5
                 answers.append((turn.task, row, span))
+            boxes = [box for turn in turns for _, box in turn.named]
+            named += [[row, end, *box_steps(box, (1000, 1000))] for end, box in zip(ends, boxes, strict=True)]
         position_ids = None
         if num_tiles and rng.random() < self.settings["gap_share"]:
             position_ids = torch.stack([self._with_gaps(rng, row) for row in input_ids])
-        return input_ids, weights, position_ids, answers
+        return input_ids, weights, position_ids, answers, torch.tensor(named).reshape(-1, 6)
 
     def _with_gaps(self, rng: random.Random, ids: torch.Tensor) -> torch.Tensor:
         """Number tokens with gaps before tiles and questions, to know positions of far more tiles than are drawn.

@@ -77,7 +77,8 @@ def _write_rows(
     ink = rng.choice(INK)
     for key, value in rows:
         _put(scene, rng, *key, ink, font, (margin, y), 0)
-        _put(scene, rng, *value, ink, font, (value_at[0] * scene.image.width, y), value_at[1])
+        anchor = (value_at[0] * scene.image.width, y)
+        scene.values.append(_put(scene, rng, *value, ink, font, anchor, value_at[1]))
         y += pitch
 
 
@@ -183,7 +184,7 @@ def draw_chart(
         scene.things.append(Thing(BAR, colour, box))
         ImageDraw.Draw(scene.owner).rectangle(box, fill=len(scene.things))
         _put(scene, rng, WORD, letter, ink, font, (centre, floor + 0.6 * cell), 0.5)
-        _put(scene, rng, NUMBER, value, ink, font, (centre, top - 0.55 * cell), 0.5)
+        scene.values.append(_put(scene, rng, NUMBER, value, ink, font, (centre, top - 0.55 * cell), 0.5))
     ImageDraw.Draw(scene.image).line((4, floor, width - 4, floor), fill=(30, 30, 30), width=max(1, round(cell / 20)))
     return scene
 

@@ -73,7 +73,7 @@ JUDGES: dict[str, Callable[[str, Turn], float]] = {
     "anls": lambda answer, turn: anls(answer, [turn.answer]),
     "relaxed": lambda answer, turn: relaxed(answer, turn.answer),
     "vqa": lambda answer, turn: vqa_accuracy(answer, [turn.answer]),
-    "box": lambda answer, turn: box_accuracy(answer, turn.box),
+    "box": lambda answer, turn: box_accuracy(answer, turn.named[0][1]),
 }
 QUANTIZATIONS = {
     "int8": {"load_in_8bit": True},

@@ -11,10 +11,13 @@ NOTHING_WEIGHT = 0.2
 NOT_SPELLED_WEIGHT = 0.2
 # The language model has done its sorting after this many of its layers.
 SPELLING_LAYER = 2
+# And has found there what a question names, at the end of the name.
+FINDING_LAYER = 2
 CHAR_CLASSES, KIND_CLASSES, COLOUR_CLASSES = len(CHARACTERS) + 1, len(KIND_IDS) + 1, len(COLOUR_IDS) + 1
 PATCH_CLASSES = (CHAR_CLASSES, CHAR_CLASSES, KIND_CLASSES, COLOUR_CLASSES)
 SPELLING_CLASSES = (CHAR_CLASSES,) * PLACES
 EDGE_CLASSES = (BOX_STEPS + 2,) * 4
+FINDING_CLASSES = (BOX_STEPS + 1,) * 4
 CELL_CLASSES = (CHAR_CLASSES,) * SLOTS + (KIND_CLASSES, COLOUR_CLASSES, 2) + EDGE_CLASSES + (PLACES + 2,)
 
 
@@ -35,6 +38,8 @@ class TrainingHeads(nn.Module):
         self.cell_reader = nn.Linear(hidden_size, sum(CELL_CLASSES))
         self.spelling_norm = nn.LayerNorm(hidden_size)
         self.spelling_reader = nn.Linear(hidden_size, sum(SPELLING_CLASSES))
+        self.finding_norm = nn.LayerNorm(hidden_size)
+        self.finding_reader = nn.Linear(hidden_size, sum(FINDING_CLASSES))
 
     def dense_loss(self, shuffled: torch.Tensor, labels: dict[str, torch.Tensor]) -> torch.Tensor:
         """Ask every patch for its two half characters, the kind of thing and its colour.
@@ -80,6 +85,20 @@ class TrainingHeads(nn.Module):
         """
         logits = self.spelling_reader(self.spelling_norm(states))
         return _losses(logits, SPELLING_CLASSES, labels["spelled"].flatten(0, 1), NOT_SPELLED_WEIGHT)
+
+    def finding_loss(self, states: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+        """Ask the language model, at the end of each name in a question, for the edges of what it names.
+
+        Without this it looks for things only where it answers: for one, but not for two that are to be compared.
+
+        Args:
+            states: States of the language model at the names (things, hidden).
+            edges: Steps of the left, top, right and bottom edge (things, 4).
+
+        Returns:
+            The mean cross-entropy over the edges.
+        """
+        return _losses(self.finding_reader(self.finding_norm(states)), FINDING_CLASSES, edges, nothing_weight=1)
 
     def _by_cell(self, labels: torch.Tensor) -> torch.Tensor:
         """Order patch labels (tiles, rows, columns, n) as pixel shuffle does: (tiles, cells, per_cell², n)."""

@@ -114,6 +114,7 @@ class Scene:
         things: What was drawn, in drawing order.
         layout: "free", or the kind of document: "receipt", "form" or "chart".
         entries: Keys and values of a document, as written.
+        values: The texts of these values, which are among `things`.
     """
 
     image: Image.Image
@@ -121,6 +122,7 @@ class Scene:
     things: list[Thing] = field(default_factory=list)
     layout: str = "free"
     entries: list[tuple[str, str]] = field(default_factory=list)
+    values: list[Thing] = field(default_factory=list)
 
     @classmethod
     def blank(cls, size: tuple[int, int], background: tuple[int, int, int], layout: str = "free") -> "Scene":

@@ -50,6 +50,7 @@ SPELLED = (
     "chart_value",
 )
 SHORT_ANSWER_SHARE = 0.2
+Box = tuple[float, float, float, float]
 # Two things are "left" and "right" of each other from this share of the picture's side on.
 CLEARLY_APART = 0.12
 
@@ -74,13 +75,14 @@ class Fact:
         wording: A key of `WORDINGS`.
         about: What is asked about, each by language.
         answer: The right answer by language.
-        box: Where the thing asked for is, in thousandths of the picture's sides, if its box is asked for.
+        boxes: For each of `about`, the box of what it names, in thousandths of the picture's sides. In a document that
+            is where the value stands.
     """
 
     wording: str
     about: tuple[dict[str, str], ...]
     answer: dict[str, str]
-    box: tuple[float, float, float, float] | None = None
+    boxes: tuple[Box, ...] = ()
 
     @property
     def task(self) -> str:
@@ -97,14 +99,15 @@ class Turn:
         language: One of `LANGUAGES`.
         question: The user's words.
         answer: The right answer, in the language of the question.
-        box: Where the thing asked for is exactly, in thousandths of the picture's sides, if its box is asked for.
+        named: For each thing named in the question, the index of its name's last character and its box in thousandths
+            of the picture's sides.
     """
 
     task: str
     language: str
     question: str
     answer: str
-    box: tuple[float, float, float, float] | None = None
+    named: tuple[tuple[int, Box], ...] = ()
 
     @property
     def spelled(self) -> bool:
@@ -118,10 +121,23 @@ def _alone(things: list[Thing], name: str) -> list[Thing]:
     return [thing for thing in things if values.count(getattr(thing, name)) == 1]
 
 
+def _boxes(scene: Scene, *things: Thing) -> tuple[Box, ...]:
+    """Give the boxes of things in thousandths of the picture's sides."""
+    return tuple(
+        tuple(1000 * edge / scene.image.size[side % 2] for side, edge in enumerate(thing.box)) for thing in things
+    )
+
+
 def _shape_facts(scene: Scene) -> list[Fact]:
     shapes = scene.shapes
-    found = [Fact("colour", (_names(thing.kind),), _names(thing.colour)) for thing in _alone(shapes, "kind")]
-    found += [Fact("shape", (_names(thing.colour),), _names(thing.kind)) for thing in _alone(shapes, "colour")]
+    found = [
+        Fact("colour", (_names(thing.kind),), _names(thing.colour), _boxes(scene, thing))
+        for thing in _alone(shapes, "kind")
+    ]
+    found += [
+        Fact("shape", (_names(thing.colour),), _names(thing.kind), _boxes(scene, thing))
+        for thing in _alone(shapes, "colour")
+    ]
     if len(shapes) == 1 and not scene.texts:
         found.append(Fact("colour/single", (), _names(shapes[0].colour)))
         found.append(Fact("shape/single", (), _names(shapes[0].kind)))
@@ -133,8 +149,10 @@ def _shape_facts(scene: Scene) -> list[Fact]:
 def _text_facts(scene: Scene) -> list[Fact]:
     texts = scene.texts
     if len(texts) > 1:
-        readable = _alone(texts, "colour")
-        return [Fact("text_by_colour", (_names(thing.colour),), _same(thing.text)) for thing in readable]
+        return [
+            Fact("text_by_colour", (_names(thing.colour),), _same(thing.text), _boxes(scene, thing))
+            for thing in _alone(texts, "colour")
+        ]
     if not texts:
         return []
     text = texts[0]
@@ -142,7 +160,10 @@ def _text_facts(scene: Scene) -> list[Fact]:
         task, name = "digit" if len(text.text) == 1 else "number", "number"
     else:
         task, name = ("chinese" if text.kind == CHINESE else "line" if " " in text.text else "word"), "text"
-    return [Fact(task, (), _same(text.text)), Fact("text_colour", (_names(name),), _names(text.colour))]
+    return [
+        Fact(task, (), _same(text.text)),
+        Fact("text_colour", (_names(name),), _names(text.colour), _boxes(scene, text)),
+    ]
 
 
 def _centre(scene: Scene, thing: Thing) -> tuple[float, float]:
@@ -171,15 +192,15 @@ def _place_facts(scene: Scene) -> list[Fact]:
     for thing in shapes:
         place = zone(*_centre(scene, thing))
         if place:
-            found.append(Fact("position", (_names(thing.kind),), _names(place)))
+            found.append(Fact("position", (_names(thing.kind),), _names(place), _boxes(scene, thing)))
     for one in shapes:
         for other in shapes:
             (x, y), (other_x, other_y) = _centre(scene, one), _centre(scene, other)
             for gap, low, high in ((other_x - x, "left", "right"), (other_y - y, "above", "below")):
                 if abs(gap) >= CLEARLY_APART:
-                    about = (_names(one.kind), _names(other.kind))
-                    found.append(Fact(f"relation/{low}", about, _names("yes" if gap > 0 else "no")))
-                    found.append(Fact(f"relation/{high}", about, _names("no" if gap > 0 else "yes")))
+                    about, boxes = (_names(one.kind), _names(other.kind)), _boxes(scene, one, other)
+                    found.append(Fact(f"relation/{low}", about, _names("yes" if gap > 0 else "no"), boxes))
+                    found.append(Fact(f"relation/{high}", about, _names("no" if gap > 0 else "yes"), boxes))
     return found
 
 
@@ -206,9 +227,8 @@ def _box_facts(scene: Scene) -> list[Fact]:
         if labels.count(name["en"]) == 1:
             label = {language: f"<ref>{text}</ref>" for language, text in name.items()}
             written = box_text(thing.box, scene.image.size)
-            exact = tuple(1000 * edge / scene.image.size[side % 2] for side, edge in enumerate(thing.box))
             answer = {language: text + written for language, text in label.items()}
-            found.append(Fact("box", (label,), answer, exact))
+            found.append(Fact("box", (label,), answer, _boxes(scene, thing)))
     return found
 
 
@@ -235,14 +255,25 @@ def _enumerate(words: list[str], comma: str, conjunction: str) -> str:
 
 def _document_facts(scene: Scene) -> list[Fact]:
     entries = scene.entries
+    boxes = [_boxes(scene, value) for value in scene.values]
     if scene.layout == "chart":
         ordered = sorted(entries, key=lambda entry: int(entry[1]))
-        found = [Fact("chart_value", (_same(letter),), _same(value)) for letter, value in entries]
+        found = [
+            Fact("chart_value", (_same(letter),), _same(value), box)
+            for (letter, value), box in zip(entries, boxes, strict=True)
+        ]
         found.append(Fact("chart_extreme/lowest", (), _same(ordered[0][0])))
         return [*found, Fact("chart_extreme/highest", (), _same(ordered[-1][0]))]
     if scene.layout == "form":
-        return [Fact("form", (_same(key.lower()),), _same(value)) for key, value in entries]
-    items = [Fact("receipt/item", (_same(item.lower()),), _same(price)) for item, price in entries if item != TOTAL]
+        return [
+            Fact("form", (_same(key.lower()),), _same(value), box)
+            for (key, value), box in zip(entries, boxes, strict=True)
+        ]
+    items = [
+        Fact("receipt/item", (_same(item.lower()),), _same(price), box)
+        for (item, price), box in zip(entries, boxes, strict=True)
+        if item != TOTAL
+    ]
     # As likely as all items together.
     return items + [Fact("receipt/total", (), _same(entries[-1][1]))] * len(items)
 
@@ -266,8 +297,13 @@ def phrase(fact: Fact, language: str, wording: str) -> Turn:
     Returns:
         The question and its answer.
     """
-    question = wording.format(*(about[language] for about in fact.about))
-    return Turn(fact.task, language, question, fact.answer[language], fact.box)
+    question, *rests = wording.split("{}")
+    ends = []
+    for about, rest in zip(fact.about, rests, strict=True):
+        question += about[language]
+        ends.append(len(question) - 1)
+        question += rest
+    return Turn(fact.task, language, question, fact.answer[language], tuple(zip(ends, fact.boxes, strict=False)))
 
 
 def ask(rng: random.Random, scene: Scene, turns: int, weights: dict[str, float]) -> list[Turn]:
@@ -297,7 +333,7 @@ def ask(rng: random.Random, scene: Scene, turns: int, weights: dict[str, float])
 
 def about_image(turn: Turn, number: int) -> Turn:
     """Say which of several pictures a question is about, counted from 1."""
-    return replace(turn, question=ABOUT_IMAGE[turn.language].format(number, turn.question))
+    return replace(turn, question=ABOUT_IMAGE[turn.language].format(number, turn.question), named=())
 
 
 def small_talk(rng: random.Random) -> list[Turn]:

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModel, TrainingArguments
 from training.attention import PLAIN
 from training.data import Batch, Batches, PromptEncoder, load_config
 from training.folders import located
-from training.heads import SPELLING_LAYER, TrainingHeads, pull_loss
+from training.heads import FINDING_LAYER, SPELLING_LAYER, TrainingHeads, pull_loss
 from training.optim import MasterOptimizer, rate_at
 from training.oracle import OracleCodes
 from training.prepare import TINY
@@ -36,7 +36,7 @@ from training.trainer import RunTrainer, TimedCheckpoints, last_checkpoint
 logger = logging.getLogger(__name__)
 STAGES = ("language", "vision", "joint")
 TRAINED = {
-    "language": ("language_model", "heads.spelling"),
+    "language": ("language_model", "heads.spelling", "heads.finding"),
     "vision": ("vision_model", "mlp1", "heads"),
     "joint": ("language_model", "vision_model", "mlp1", "heads"),
 }
@@ -210,6 +210,10 @@ class StageModel(nn.Module):
             if batch.labels is not None:
                 states = output.hidden_states[SPELLING_LAYER][batch.input_ids == self.model.config.image_token_id]
                 found["spelling"] = self.heads.spelling_loss(states, batch.labels)
+            if len(batch.named):
+                rows, positions, *_ = batch.named.T
+                states = output.hidden_states[FINDING_LAYER][rows, positions]
+                found["finding"] = self.heads.finding_loss(states, batch.named[:, 2:])
             found["language" if batch.pixel_values is not None else "oracle_language"] = output.loss
             right = _exact_answers(output.logits, batch)
         return found, right
