@@ -131,8 +131,16 @@ def test_names_in_questions_are_found_among_the_tokens(encoder):
     ]
     ids, _, names = encoder.conversation(turns, num_tiles=[1])
     pieces = {token: name for name, token in encoder.special.items()}
-    found = [pieces.get(ids[name]) or encoder.pieces.id_to_piece(ids[name]) for name in names]
+    found = [pieces.get(ids[place]) or encoder.pieces.id_to_piece(ids[place]) for place, _ in names]
     assert found == ["▁star", "▁circle", "</ref>", "<0xA9>"]
+    assert [box for _, box in names] == [boxes[0], boxes[1], boxes[0], boxes[0]]
+
+
+def test_names_within_one_token_are_left_out(encoder):
+    question = "圆形在五角星的左边吗？"
+    assert "圆形在五角星的" in encoder.pieces.encode(question, out_type=str)
+    turn = Turn("relation", "zh", question, "是", ((1, (0, 0, 1, 1)), (5, (2, 2, 3, 3))))
+    assert encoder.conversation([turn], num_tiles=[1])[2] == []
 
 
 def test_what_questions_name_is_told_with_its_edges(encoder):
@@ -143,4 +151,11 @@ def test_what_questions_name_is_told_with_its_edges(encoder):
     named = {row: (batch.named[:, 0] == row).sum().item() for _, row, _ in batch.answers}
     assert {(task, named[row]) for task, row, _ in batch.answers} == {("relation", 2), ("count", 0)}
     assert (batch.named[:, 4:] > batch.named[:, 2:4]).all()
-    assert draw(batches(encoder, grids={"pair": 1}).batch, 0, False).named.shape == (0, 6)
+    nothing = draw(batches(encoder, grids={"none": 1}).batch, 0, False).named
+    assert (nothing.shape, nothing.dtype) == ((0, 6), torch.long)
+
+
+def test_a_stage_may_draw_other_pictures(encoder):
+    source = batches(encoder, pictures={"layouts": {"chart": 1}})
+    assert draw(source.scene, random.Random(0), data.ONE_TILE).layout == "chart"
+    assert source.pictures["font_size"] == data.load_config()["pictures"]["font_size"]

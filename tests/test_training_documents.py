@@ -22,6 +22,8 @@ def test_every_entry_is_written_inside_the_picture(layout, size):
         written = {thing.text.rstrip(":") for thing in drawn.texts}
         for key, value in drawn.entries:
             assert {key, value} <= written
+        assert [thing.text for thing in drawn.values] == [value for _, value in drawn.entries]
+        assert all(thing in drawn.things for thing in drawn.values)
         for thing in drawn.things:
             assert thing.box[0] >= 0
             assert thing.box[1] >= -1

@@ -177,7 +177,7 @@ def test_ways_to_name_images(tmp_path, pictures, collate):
     ("line", "problem"),
     [
         ({"text": "hello"}, r"some.jsonl:2 is not a conversation \(KeyError: 'messages'\); expected an object with"),
-        ({"conversations": [{"from": "robot", "value": "x"}]}, "KeyError: 'robot'"),
+        ({"conversations": [{"from": "robot", "value": "x"}]}, "found role 'robot', expected one of human, gpt,"),
         (
             {"conversations": turns(("<image>", "x"))},
             "<image> marks the place of an image, but there is none",
@@ -218,6 +218,8 @@ def test_what_is_too_long_is_left_out_whole(data, collate, caplog):
     assert f"1 conversations are longer than {max(lengths) - 1} tokens and are left out." in caplog.text
     with pytest.raises(ValueError, match="No conversation is left of 5, .* raise --max-length or lower --max-tiles"):
         conversations.Conversations(everything, collate, 10)
+    with pytest.raises(ValueError, match="The data files hold no conversation; expected one JSON object per line"):
+        conversations.Conversations([], collate, 10)
 
 
 def test_a_batch_is_the_collators(data, collate):
@@ -272,6 +274,7 @@ def test_adapters_sit_on_the_linear_layers_of_their_parts(folder, data, tmp_path
     ("options", "problem"),
     [
         ({"model": "", "data": []}, "No model and no data given; expected --model FOLDER and --data FILE.jsonl"),
+        ({"loss_average": "sqrt"}, "--loss-average is sqrt; expected one of token, square_root"),
         ({"lora_parts": ["tongue"]}, "--lora-parts has tongue; expected some of vision, projector, language"),
     ],
 )

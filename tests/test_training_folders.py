@@ -32,3 +32,9 @@ def test_what_is_loaded():
     model = folders.load_model(ROOT / "tiny")
     assert str(model.dtype) == "torch.bfloat16"
     assert type(folders.load_processor(ROOT / "tiny")).__name__ == "InternVLProcessor"
+
+
+def test_files_are_copied_from_local_folders_alone(tmp_path):
+    assert folders.local_folder(str(tmp_path)) == tmp_path
+    with pytest.raises(FileNotFoundError, match="someone/InternVL is not a folder; .* hf download someone/InternVL"):
+        folders.local_folder("someone/InternVL")

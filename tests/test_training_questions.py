@@ -131,4 +131,7 @@ def test_phrases_say_where_things_are_named():
                 for (last, box), name, expected in zip(turn.named, fact.about, fact.boxes, strict=True):
                     assert turn.question[: last + 1].endswith(name[language])
                     assert box == expected
-    assert not questions.about_image(turn, 2).named
+                second = questions.about_image(turn, 2)
+                assert [second.question[: last + 1][-2:] for last, _ in second.named] == [
+                    turn.question[: last + 1][-2:] for last, _ in turn.named
+                ]

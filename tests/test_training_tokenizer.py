@@ -5,6 +5,7 @@ import sentencepiece
 from training_scenes import ROOT  # noqa: F401  (puts the repository on the path)
 
 from training import tokenizer
+from training.data import load_config
 from training.prepare import TINY
 from training.tiles import CHARACTERS
 
@@ -27,3 +28,8 @@ def test_it_splits_digits_and_falls_back_to_bytes():
 def test_every_character_that_is_read_has_a_token():
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(TINY / "tokenizer.model"))
     assert pieces.unk_id() not in [pieces.piece_to_id(char.replace(" ", "▁")) for char in CHARACTERS]
+
+
+def test_the_embedded_tokenizer_is_made_from_the_questions():
+    made = tokenizer.train_tokenizer(tokenizer.training_text(), load_config()["tokenizer"]["pieces"])
+    assert made == (TINY / "tokenizer.model").read_bytes()

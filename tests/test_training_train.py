@@ -173,10 +173,33 @@ def test_joint_starts_from_the_other_stages(config, tmp_path, caplog):
     for name, value in (
         ("language_model.output.weight", 1.0),
         ("heads.spelling_reader.weight", 1.0),
+        ("heads.finding_reader.weight", 1.0),
         ("mlp1.1.weight", 2.0),
         ("heads.patch_reader.weight", 2.0),
     ):
         assert (named[name] == value).all(), name
+
+
+def test_joint_says_when_a_stage_before_it_is_unfinished(config, tmp_path, caplog):
+    states = {name: value.detach().clone() for name, value in train.StageModel(config, "joint").weights().items()}
+    for before, steps in (("language", 3), ("vision", 4)):
+        checkpoint = tmp_path / before / "checkpoint-3"
+        checkpoint.mkdir(parents=True)
+        save_file(states, checkpoint / train.WEIGHTS_FILE)
+        (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": 3, "max_steps": steps}))
+    train.initial_weights("joint", tmp_path, None)
+    assert [record.message for record in caplog.records] == [f"{tmp_path / 'vision'} has made 3 of its 4 steps"]
+
+
+def test_a_run_goes_on_with_its_settings_alone(config, tmp_path):
+    train.keep_settings(tmp_path / "run", config, "joint")
+    train.keep_settings(tmp_path / "run", config, "joint")
+    config["stages"]["vision"]["rate"] = 0.123  # another stage's
+    train.keep_settings(tmp_path / "run", config, "joint")
+    config["stages"]["joint"]["losses"]["pull"] = 0.123
+    problem = r"run was begun with stages\.joint\.losses\.pull = 0\.2, but now it is 0\.123\. Go on with the same"
+    with pytest.raises(ValueError, match=problem):
+        train.keep_settings(tmp_path / "run", config, "joint")
 
 
 def test_heads_of_another_shape_start_anew_and_nothing_else_may_differ(config, caplog):

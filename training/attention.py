@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
 
@@ -22,8 +22,8 @@ def plain_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend in plain products, with the softmax in the dtype of the weights.
 
-    The package's eager attention takes the language model's softmax in fp32, as the published model does. That costs
-    twice the time here, and training does not need it.
+    The package's eager attention takes the language model's softmax in fp32, as the published model does; training
+    does not need that, and it takes longer.
 
     Args:
         module: The attention module, for its group size.
@@ -45,5 +45,9 @@ def plain_attention(
     return (weights @ value).transpose(1, 2), weights
 
 
-AttentionInterface.register(PLAIN, plain_attention)
-AttentionMaskInterface.register(PLAIN, eager_mask)
+def use_plain_attention(model: PreTrainedModel) -> None:
+    """Let the vision encoder and the language model of an InternVL attend in plain products from now on."""
+    AttentionInterface.register(PLAIN, plain_attention)
+    AttentionMaskInterface.register(PLAIN, eager_mask)
+    model.vision_model.set_attn_implementation("eager")
+    model.language_model.set_attn_implementation(PLAIN)

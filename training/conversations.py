@@ -54,9 +54,9 @@ def _parse(record: dict[str, Any], folder: Path) -> dict[str, Any]:
     images = record.get("images") or record.get("image") or []
     images = [_located(image, folder) for image in (images if isinstance(images, list) else [images])]
     if "conversations" in record:
-        messages = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in record["conversations"]]
+        messages = [{"role": _role(turn["from"]), "content": turn["value"]} for turn in record["conversations"]]
     else:
-        messages = [{"role": ROLES[turn["role"]], "content": turn["content"]} for turn in record["messages"]]
+        messages = [{"role": _role(turn["role"]), "content": turn["content"]} for turn in record["messages"]]
     items = [item for message in messages if isinstance(message["content"], list) for item in message["content"]]
     for item in items:
         item.update({key: _located(item[key], folder) for key in ("image", "video", "path", "url") if item.get(key)})
@@ -64,6 +64,12 @@ def _parse(record: dict[str, Any], folder: Path) -> dict[str, Any]:
     if any(PLACEHOLDER in text for text in asked) and not images and all(item["type"] == "text" for item in items):
         raise ValueError(f"{PLACEHOLDER} marks the place of an image, but there is none")
     return {"messages": messages, "images": images}
+
+
+def _role(name: str) -> str:
+    if name not in ROLES:
+        raise ValueError(f"found role {name!r}, expected one of {', '.join(ROLES)}")
+    return ROLES[name]
 
 
 def _located(source: Any, folder: Path) -> Any:
@@ -98,6 +104,8 @@ class Conversations(Dataset):
         if left_out:
             # Cutting them would leave image tokens without a picture, or answers without an end.
             logger.warning("%d conversations are longer than %d tokens and are left out.", left_out, max_length)
+        if not self.rows and not left_out:
+            raise ValueError("The data files hold no conversation; expected one JSON object per line.")
         if not self.rows:
             raise ValueError(
                 f"No conversation is left of {left_out}, for all are longer than {max_length} tokens: raise "

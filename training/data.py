@@ -8,8 +8,9 @@ import json
 import math
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from training.pictures import (
     NOTHING_HELD_OUT,
     NUMBER,
     WORD,
+    Box,
     HeldOut,
     Scene,
     draw_page,
@@ -32,7 +34,7 @@ from training.pictures import (
     random_number,
     random_text,
 )
-from training.questions import Turn, about_image, ask, small_talk
+from training.questions import BOX_SCALE, Turn, about_image, ask, small_talk
 from training.tiles import Geometry, TileLabels, box_steps, cut_pixels, label_tiles
 from training.tokenizer import SPECIAL_TOKENS, SYSTEM_MESSAGE
 
@@ -81,14 +83,17 @@ class PromptEncoder:
                 ids += self.spell(part) if part.startswith("[[") else self.pieces.encode(part)
         return tuple(ids)
 
+    def _places(self, before: str, turn: Turn, start: int) -> list[tuple[int, Box]]:
+        """Find what a question names among the tokens of `before` and itself; the first has position `start`."""
+        places = [self._token_at(before + turn.question, len(before) + last) for last, _ in turn.named]
+        boxes = [box for _, box in turn.named]
+        return [(start + place, box) for place, box in zip(places, boxes, strict=True) if places.count(place) == 1]
+
     def _token_at(self, text: str, index: int) -> int:
         """Tell which token of a text holds the last byte of the character at `index`."""
-        left = len(text[: index + 1].encode())
-        for number, token in enumerate(self.text(text)):
-            left -= self.sizes[token]
-            if left <= 0:
-                return number
-        raise IndexError(f"{text!r} has no character {index}.")
+        wanted = len(text[: index + 1].encode())
+        ends = accumulate(self.sizes[token] for token in self.text(text))
+        return next(number for number, end in enumerate(ends) if end >= wanted)
 
     def spell(self, text: str) -> list[int]:
         """Encode text with one token for each character."""
@@ -111,7 +116,9 @@ class PromptEncoder:
             ids += [*self.text(f"Image-{number}: "), *self.picture(count), *self.text("\n")]
         return ids
 
-    def conversation(self, turns: list[Turn], num_tiles: list[int]) -> tuple[list[int], list[range], list[int]]:
+    def conversation(
+        self, turns: list[Turn], num_tiles: list[int]
+    ) -> tuple[list[int], list[range], list[tuple[int, Box]]]:
         """Encode a conversation.
 
         Args:
@@ -119,8 +126,8 @@ class PromptEncoder:
             num_tiles: Tiles of each picture, all shown before the first question.
 
         Returns:
-            Token ids; for each turn the positions of its answer, `<|im_end|>` included; for everything that `turns`
-            name the position of its name's last token.
+            Token ids; for each turn the positions of its answer, `<|im_end|>` included; for what the questions name,
+            the position of its name's last token and its box. Names that end in the same token are left out.
         """
         start, end = self.special["<|im_start|>"], self.special["<|im_end|>"]
         ids = [self.pieces.bos_id(), start, *self.text(f"system\n{SYSTEM_MESSAGE}"), end]
@@ -131,7 +138,7 @@ class PromptEncoder:
             if index == 0 and num_tiles:
                 ids += [*self.text(before), *self._pictures(num_tiles)[:-1]]
                 before = "\n"
-            names += [len(ids) + self._token_at(before + turn.question, len(before) + last) for last, _ in turn.named]
+            names += self._places(before, turn, len(ids))
             ids += [*self.text(before + turn.question), end, start, *self.text("assistant\n")]
             answer = [*(self.spell(turn.answer) if turn.spelled else self.text(turn.answer)), end]
             answers.append(range(len(ids), len(ids) + len(answer)))
@@ -144,6 +151,7 @@ class Batch:
     """What one training step sees; every sample of a batch has the same number of pictures and tiles.
 
     Args:
+        size: Number of samples.
         pixel_values: Normalised tiles (tiles, 3, height, width), or None.
         labels: Label tensors by name, or None without pictures.
         input_ids: Conversations, padded on the right (batch, length), or None.
@@ -152,17 +160,16 @@ class Batch:
         answers: (task, row, positions) of every answer.
         named: For each thing named in a question, row and position of its name's last token, and the steps of
             `BOX_STEPS` of its left, top, right and bottom edge within the picture (things, 6); or None.
-        size: Number of samples.
     """
 
+    size: int
     pixel_values: torch.Tensor | None
     labels: dict[str, torch.Tensor] | None
-    input_ids: torch.Tensor | None
-    weights: torch.Tensor | None
-    position_ids: torch.Tensor | None
-    answers: list[tuple[str, int, range]]
-    named: torch.Tensor | None
-    size: int
+    input_ids: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+    position_ids: torch.Tensor | None = None
+    answers: list[tuple[str, int, range]] = field(default_factory=list)
+    named: torch.Tensor | None = None
 
 
 def normalise(tiles: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -182,7 +189,8 @@ class Batches:
     """
 
     def __init__(self, config: dict[str, Any], stage: str, encoder: PromptEncoder | None) -> None:
-        self.stage, self.settings, self.pictures = stage, config["stages"][stage], config["pictures"]
+        self.stage, self.settings = stage, config["stages"][stage]
+        self.pictures = config["pictures"] | self.settings.get("pictures", {})
         self.seed, self.encoder = config["seed"], encoder
         vision = config["model"]["vision_config"]
         self.geometry = Geometry(
@@ -287,10 +295,10 @@ class Batches:
             if self.encoder:
                 talks.append(self._talk(rng, scenes))
         return Batch(
-            normalise(np.concatenate(tiles), torch.bfloat16) if tiles else None,
-            as_tensors(TileLabels.stack(labels)) if labels else None,
-            *self._texts(rng, talks, [num_tiles] * pictures),
-            size,
+            size=size,
+            pixel_values=normalise(np.concatenate(tiles), torch.bfloat16) if tiles else None,
+            labels=as_tensors(TileLabels.stack(labels)) if labels else None,
+            **self._texts(rng, talks, [num_tiles] * pictures),
         )
 
     def _talk(self, rng: random.Random, scenes: list[Scene]) -> list[Turn]:
@@ -305,25 +313,30 @@ class Batches:
             talk += [about_image(turn, number + 1) for turn in ask(rng, scenes[number], 1, weights)]
         return talk
 
-    def _texts(self, rng: random.Random, talks: list[list[Turn]], num_tiles: list[int]) -> tuple:
+    def _texts(self, rng: random.Random, talks: list[list[Turn]], num_tiles: list[int]) -> dict[str, Any]:
         if not self.encoder:
-            return None, None, None, [], None
+            return {}
         encoded = [self.encoder.conversation(turns, num_tiles) for turns in talks]
         length = max(len(ids) for ids, *_ in encoded)
         input_ids = torch.full((len(encoded), length), self.encoder.pieces.eos_id())
         weights = torch.zeros(len(encoded), length)
         answers, named = [], []
-        for row, (turns, (ids, spans, ends)) in enumerate(zip(talks, encoded, strict=True)):
+        for row, (turns, (ids, spans, places)) in enumerate(zip(talks, encoded, strict=True)):
             input_ids[row, : len(ids)] = torch.tensor(ids)
             for turn, span in zip(turns, spans, strict=True):
                 weights[row, span.start : span.stop] = len(span) ** -0.5
                 answers.append((turn.task, row, span))
-            boxes = [box for turn in turns for _, box in turn.named]
-            named += [[row, end, *box_steps(box, (1000, 1000))] for end, box in zip(ends, boxes, strict=True)]
+            named += [[row, place, *box_steps(box, (BOX_SCALE, BOX_SCALE))] for place, box in places]
         position_ids = None
         if num_tiles and rng.random() < self.settings["gap_share"]:
             position_ids = torch.stack([self._with_gaps(rng, row) for row in input_ids])
-        return input_ids, weights, position_ids, answers, torch.tensor(named).reshape(-1, 6)
+        return {
+            "input_ids": input_ids,
+            "weights": weights,
+            "position_ids": position_ids,
+            "answers": answers,
+            "named": torch.tensor(named, dtype=torch.long).reshape(-1, 6),
+        }
 
     def _with_gaps(self, rng: random.Random, ids: torch.Tensor) -> torch.Tensor:
         """Number tokens with gaps before tiles and questions, to know positions of far more tiles than are drawn.

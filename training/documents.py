@@ -70,7 +70,10 @@ def _write_rows(
     font: ImageFont.FreeTypeFont,
     value_at: tuple[float, float],
 ) -> None:
-    """Write rows of (kind, text) pairs below each other, `value_at` = where values are anchored and by which share."""
+    """Write rows of (kind, text) pairs below each other, and keep their values in the scene.
+
+    `value_at` says where values are anchored, as a share of the width, and at which share of their own width.
+    """
     pitch = min(cell * rng.uniform(*ROW_PITCH), (scene.image.height - cell / 2) / len(rows))
     y = rng.uniform(pitch / 2 + 2, max(pitch / 2 + 2, scene.image.height - pitch * (len(rows) - 0.5) - 2))
     margin = rng.uniform(0.03, 0.1) * scene.image.width

@@ -7,9 +7,11 @@ That is: sharded bf16 safetensors, config, tokenizer and the other data files, n
 import argparse
 from pathlib import Path
 
+from huggingface_hub import save_torch_state_dict
+
 from training.data import load_config
 from training.prepare import TINY, write_data_files
-from training.train import build_model, read_weights
+from training.train import read_weights
 
 
 # Two shards or more, so that the index is exercised as with the published 26B weights.
@@ -25,16 +27,12 @@ def export(checkpoint: Path, folder: Path) -> None:
     """
     config = load_config()
     write_data_files(folder, config)
-    model = build_model(config["seed"], folder)
     weights = read_weights(checkpoint)
-    model.load_state_dict({name: value for name, value in weights.items() if not name.startswith("heads.")})
     for old in folder.glob("*.safetensors"):
         old.unlink()
-    model.bfloat16().save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
-    # Transformers writes its own reading of the data files, and copies the code, which lives in the root.
-    write_data_files(folder, config)
-    for copied in folder.glob("*.py"):
-        copied.unlink()
+    # In the order of their names, so that the same weights give the same files.
+    model = {name: weights[name].bfloat16() for name in sorted(weights) if not name.startswith("heads.")}
+    save_torch_state_dict(model, folder, max_shard_size=MAX_SHARD_SIZE)
     for shard in folder.glob("*.safetensors"):
         shard.chmod(0o644)
 

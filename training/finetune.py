@@ -23,13 +23,14 @@ from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from training.conversations import Conversations, read_conversations
-from training.folders import load_model, load_processor
+from training.folders import load_model, load_processor, local_folder
 from training.merge import merge, write_folder
 from training.trainer import RunTrainer
 
 
 logger = logging.getLogger(__name__)
 IGNORED_LABEL = -100
+LOSS_AVERAGES = ["token", "square_root"]
 # Parts of the model by the name of the module that holds them.
 PARTS = {"vision": "vision_model", "projector": "mlp1", "language": "language_model"}
 
@@ -67,7 +68,7 @@ class FinetuneArguments(TrainingArguments):
         default="token",
         metadata={
             "help": "How answers share the loss: every token alike, or every answer by the square root of its length.",
-            "choices": ["token", "square_root"],
+            "choices": LOSS_AVERAGES,
         },
     )
     dtype: str | None = field(
@@ -98,6 +99,8 @@ class FinetuneArguments(TrainingArguments):
         unknown = sorted(set(self.lora_parts) - set(PARTS))
         if unknown:
             raise ValueError(f"--lora-parts has {', '.join(unknown)}; expected some of {', '.join(PARTS)}.")
+        if self.loss_average not in LOSS_AVERAGES:  # a JSON file passes by the parser's choices
+            raise ValueError(f"--loss-average is {self.loss_average}; expected one of {', '.join(LOSS_AVERAGES)}.")
         # Several processes on CPUs are several only when told so.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         self.dataloader_pin_memory = self.dataloader_pin_memory and not self.use_cpu
@@ -213,7 +216,7 @@ def finetune(arguments: FinetuneArguments) -> Path:
         The folder of the fine-tuned checkpoint.
     """
     set_seed(arguments.seed)  # adapters start from random numbers
-    source, run = Path(arguments.model), Path(arguments.output_dir)
+    source, run = local_folder(arguments.model), Path(arguments.output_dir)
     processor = load_processor(source)
     dtype = arguments.dtype or ("auto" if arguments.lora_rank else "float32")
     model = load_model(source, dtype=dtype, attn_implementation=arguments.attention)

@@ -32,6 +32,27 @@ def located(folder: Path | str) -> tuple[Path | str, dict[str, Any]]:
     return path.resolve().parent, {"subfolder": path.resolve().name, "trust_remote_code": True}
 
 
+def local_folder(folder: Path | str) -> Path:
+    """Insist on a folder of this machine, for a checkpoint whose files are copied.
+
+    Args:
+        folder: What a user gave.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is not a folder; expected a local one, for its files are copied beside the new weights. "
+            f"A repository of the Hub is brought by: hf download {folder} --local-dir FOLDER"
+        )
+    return path
+
+
 def load_model(folder: Path | str, **options: Any) -> PreTrainedModel:
     """Load the model of a checkpoint folder.
 

@@ -13,7 +13,7 @@ from huggingface_hub import save_torch_state_dict
 from peft import PeftModel
 from transformers import AutoConfig
 
-from training.folders import load_model, located
+from training.folders import load_model, local_folder, located
 
 
 # Everything of a checkpoint folder but weights and cards: settings, code, chat template, tokenizer.
@@ -51,8 +51,10 @@ def merge(base: Path, adapter: Path, target: Path) -> None:
         target: The folder to write.
 
     Raises:
+        FileNotFoundError: If `base` is not a folder.
         UserWarning: If adapters are missing; they would be taken for zeros.
     """
+    base = local_folder(base)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         model = PeftModel.from_pretrained(load_model(base), adapter).merge_and_unload()

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from rapidfuzz.distance import Levenshtein
 
+from training.pictures import Box
 
-Box = tuple[float, float, float, float]
+
 ANLS_THRESHOLD = 0.5
 RELAXED_TOLERANCE = 0.05
 IOU_THRESHOLD = 0.5

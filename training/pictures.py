@@ -30,6 +30,9 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond")
 NUMBER, WORD, CHINESE, BAR = "number", "word", "chinese", "bar"
 TEXTS = (NUMBER, WORD, CHINESE)
 KINDS = (*SHAPES, *TEXTS, BAR)
+# How often each of the texts is on a page.
+PAGE_SHARES = (2, 4, 2)
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 # Debian packages and the files used from them. Another system may install the same families anywhere below FONT_ROOTS.
 FONT_ROOTS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/Library/Fonts")
@@ -82,7 +85,7 @@ class Glyph:
     """
 
     char: str
-    box: tuple[float, float, float, float]
+    box: Box
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Thing:
 
     kind: str
     colour: str
-    box: tuple[float, float, float, float]
+    box: Box
     text: str = ""
     glyphs: tuple[Glyph, ...] = ()
 
@@ -215,7 +218,7 @@ def _place(rng: random.Random, size: tuple[int, int], extent: tuple[float, float
     return None
 
 
-def shape_outline(kind: str, box: tuple[float, float, float, float], angle: float = 0.0) -> list[tuple[float, float]]:
+def shape_outline(kind: str, box: Box, angle: float = 0.0) -> list[tuple[float, float]]:
     """Give the corners of a shape inscribed in a box.
 
     Args:
@@ -424,7 +427,7 @@ def draw_page(rng: random.Random, size: tuple[int, int], font_sizes: tuple[float
     scene = Scene.blank(size, background)
     colours = visible_colours(background)
     for _ in range(16):
-        kind = rng.choices(TEXTS, (1, 4, 3))[0]
+        kind = rng.choices(TEXTS, PAGE_SHARES)[0]
         add_text(scene, rng, kind, random_text(rng, kind), rng.choice(colours), log_uniform(rng, *font_sizes))
     return scene
 

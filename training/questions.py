@@ -7,7 +7,7 @@ circle, the shape that is "red" when exactly one shape is red.
 import random
 from dataclasses import dataclass, replace
 
-from training.pictures import CHINESE, COLOURS, NUMBER, SHAPES, Scene, Thing
+from training.pictures import CHINESE, COLOURS, NUMBER, SHAPES, Box, Scene, Thing
 from training.tiles import BOX_STEPS, box_steps
 from training.wordings import ABOUT_IMAGE, LANGUAGES, NAMES_ZH, SHORT_ANSWER, SMALL_TALK, WORDINGS
 from training.words import CHINESE as CHARACTERS
@@ -50,7 +50,8 @@ SPELLED = (
     "chart_value",
 )
 SHORT_ANSWER_SHARE = 0.2
-Box = tuple[float, float, float, float]
+# Boxes are told in thousandths of the picture's sides.
+BOX_SCALE = 1000
 # Two things are "left" and "right" of each other from this share of the picture's side on.
 CLEARLY_APART = 0.12
 
@@ -76,7 +77,7 @@ class Fact:
         about: What is asked about, each by language.
         answer: The right answer by language.
         boxes: For each of `about`, the box of what it names, in thousandths of the picture's sides. In a document that
-            is where the value stands.
+            is where the value stands. Empty where no place is known.
     """
 
     wording: str
@@ -124,7 +125,7 @@ def _alone(things: list[Thing], name: str) -> list[Thing]:
 def _boxes(scene: Scene, *things: Thing) -> tuple[Box, ...]:
     """Give the boxes of things in thousandths of the picture's sides."""
     return tuple(
-        tuple(1000 * edge / scene.image.size[side % 2] for side, edge in enumerate(thing.box)) for thing in things
+        tuple(BOX_SCALE * edge / scene.image.size[side % 2] for side, edge in enumerate(thing.box)) for thing in things
     )
 
 
@@ -204,7 +205,7 @@ def _place_facts(scene: Scene) -> list[Fact]:
     return found
 
 
-def box_text(box: tuple[float, float, float, float], size: tuple[int, int]) -> str:
+def box_text(box: Box, size: tuple[int, int]) -> str:
     """Write a box as the published grounding answers do.
 
     Args:
@@ -214,7 +215,7 @@ def box_text(box: tuple[float, float, float, float], size: tuple[int, int]) -> s
     Returns:
         "<box>[[x1,y1,x2,y2]]</box>", in thousandths of the picture's sides, rounded to the grid of `BOX_STEPS`.
     """
-    numbers = [round(1000 * step / BOX_STEPS) for step in box_steps(box, size)]
+    numbers = [round(BOX_SCALE * step / BOX_STEPS) for step in box_steps(box, size)]
     return f"<box>[[{','.join(map(str, numbers))}]]</box>"
 
 
@@ -303,7 +304,8 @@ def phrase(fact: Fact, language: str, wording: str) -> Turn:
         question += about[language]
         ends.append(len(question) - 1)
         question += rest
-    return Turn(fact.task, language, question, fact.answer[language], tuple(zip(ends, fact.boxes, strict=False)))
+    named = tuple(zip(ends, fact.boxes, strict=True)) if fact.boxes else ()
+    return Turn(fact.task, language, question, fact.answer[language], named)
 
 
 def ask(rng: random.Random, scene: Scene, turns: int, weights: dict[str, float]) -> list[Turn]:
@@ -333,7 +335,9 @@ def ask(rng: random.Random, scene: Scene, turns: int, weights: dict[str, float])
 
 def about_image(turn: Turn, number: int) -> Turn:
     """Say which of several pictures a question is about, counted from 1."""
-    return replace(turn, question=ABOUT_IMAGE[turn.language].format(number, turn.question), named=())
+    question = ABOUT_IMAGE[turn.language].format(number, turn.question)
+    shift = question.index(turn.question)
+    return replace(turn, question=question, named=tuple((last + shift, box) for last, box in turn.named))
 
 
 def small_talk(rng: random.Random) -> list[Turn]:
@@ -360,7 +364,8 @@ def every_question() -> list[Turn]:
             ]
             names = names or [(_names("circle"), _names("star"))] * (1 + 4 * key.startswith("relation"))
             for wording in wordings:
-                turns += [phrase(Fact(key, name, _same("7")), language, wording) for name in names]
+                places = wording.count("{}")
+                turns += [phrase(Fact(key, name[:places], _same("7")), language, wording) for name in names]
     for language in LANGUAGES:
         answers = [_names(word)[language] for word in NAMES_ZH] * 4
         answers += [_coloured(colour, kind)[language] for colour in COLOURS for kind in (*SHAPES, "text")]

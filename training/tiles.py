@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from training.pictures import COLOURS, KINDS, SHAPES, Scene
+from training.pictures import COLOURS, KINDS, SHAPES, Box, Scene
 from training.words import CHINESE, LETTERS
 
 
@@ -71,7 +71,7 @@ class Geometry:
     cell_size: int
 
 
-def box_steps(box: tuple[float, float, float, float], size: tuple[float, float]) -> list[int]:
+def box_steps(box: Box, size: tuple[float, float]) -> list[int]:
     """Round a box to the grid of `BOX_STEPS` per side: left, top, right, bottom in 0..BOX_STEPS."""
     return [max(0, min(BOX_STEPS, round(BOX_STEPS * edge / size[index % 2]))) for index, edge in enumerate(box)]
 

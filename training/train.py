@@ -7,6 +7,7 @@ same weights. The commands are in `training/README.md`.
 """
 
 import argparse
+import json
 import logging
 import random
 from collections import defaultdict
@@ -22,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModel, TrainingArguments
 
-from training.attention import PLAIN
+from training.attention import use_plain_attention
 from training.data import Batch, Batches, PromptEncoder, load_config
 from training.folders import located
 from training.heads import FINDING_LAYER, SPELLING_LAYER, TrainingHeads, pull_loss
@@ -42,7 +43,7 @@ TRAINED = {
 }
 SAVE_EVERY_SECONDS, SAVE_EVERY_STEPS = 90, 500
 LOG_EVERY_STEPS = 50
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE, SETTINGS_FILE = "model.safetensors", "settings.json"
 
 
 def build_model(seed: int, folder: Path = TINY) -> nn.Module:
@@ -103,8 +104,7 @@ class StageModel(nn.Module):
         self._start_characters_as_their_codes(PromptEncoder(folder / "tokenizer.model", cells**2))
         factor = round(1 / config["model"]["downsample_ratio"])
         self.heads = TrainingHeads(self.model.config.vision_config.hidden_size, hidden_size, factor)
-        self.model.vision_model.set_attn_implementation("eager")
-        self.model.language_model.set_attn_implementation(PLAIN)
+        use_plain_attention(self.model)
         self.shuffled: torch.Tensor | None = None
         self.model.mlp1.register_forward_pre_hook(self._keep_projector_input)
         trained, weights = tuple(self.settings.get("trained", TRAINED[stage])), self.weights()
@@ -370,6 +370,48 @@ def read_weights(place: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix("model."): value for name, value in weights.items() if not name.startswith("codes.")}
 
 
+def _warn_if_unfinished(run: Path) -> None:
+    checkpoint = last_checkpoint(run)
+    if checkpoint is None:
+        return
+    state = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
+    if state["global_step"] < state["max_steps"]:
+        logger.warning("%s has made %d of its %d steps", run, state["global_step"], state["max_steps"])
+
+
+def keep_settings(run: Path, config: dict[str, Any], stage: str) -> None:
+    """Write down what a run is made with, and refuse to go on with anything else: its batches and rates would differ.
+
+    Args:
+        run: The run's folder.
+        config: The training configuration, with what the command line overrides.
+        stage: One of `STAGES`.
+
+    Raises:
+        ValueError: If the run was begun with other settings.
+    """
+    settings = _flat({"stage": stage} | config | {"stages": {stage: config["stages"][stage]}})
+    file = run / SETTINGS_FILE
+    if not file.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+    begun = json.loads(file.read_text("utf-8"))
+    for name in sorted(begun.keys() | settings.keys()):
+        if begun.get(name) != settings.get(name):
+            raise ValueError(
+                f"{run} was begun with {name} = {begun.get(name)!r}, but now it is {settings.get(name)!r}. Go on with "
+                "the same training/config.json and options, or give the new run another --name."
+            )
+
+
+def _flat(settings: dict[str, Any], start: str = "") -> dict[str, Any]:
+    """Name every setting by its path, "stages.joint.rate"."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{start}{name}.") if isinstance(value, dict) else {start + name: value}
+    return flat
+
+
 def initial_weights(stage: str, runs: Path, start: Path | None) -> dict[str, torch.Tensor]:
     """Collect what a stage starts from.
 
@@ -385,6 +427,8 @@ def initial_weights(stage: str, runs: Path, start: Path | None) -> dict[str, tor
         return read_weights(start)
     if stage != "joint":
         return {}
+    for before in ("language", "vision"):
+        _warn_if_unfinished(runs / before)
     language, vision = (read_weights(runs / before) for before in ("language", "vision"))
     chosen = {name: value for name, value in vision.items() if not name.startswith("language_model")}
     return chosen | {name: value for name, value in language.items() if name.startswith(TRAINED["language"])}
@@ -405,13 +449,15 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO)
     config = load_config()
     for name in ("steps", "rate"):
-        if getattr(options, name):
+        if getattr(options, name) is not None:
             config["stages"][options.stage][name] = getattr(options, name)
     run = options.runs / (options.name or options.stage)
     arguments = training_arguments(config, options.stage, run, options.workers)
     torch.set_num_threads(options.threads)
     trainer = StageTrainer(config, options.stage, arguments)
     logger.info("%.2f million parameters", sum(value.numel() for value in trainer.model.model.parameters()) / 1e6)
+    if trainer.is_world_process_zero():
+        keep_settings(run, config, options.stage)
     if last_checkpoint(run) is None:
         trainer.model.take_over(initial_weights(options.stage, options.runs, options.weights))
     trainer.run()
