@@ -1,7 +1,7 @@
 """Writes a training checkpoint as a checkpoint folder in the published layout.
 
-That is: sharded bf16 safetensors, config, tokenizer and the other data files, no training heads. The second call writes
-the mean of two runs.
+That is: sharded bf16 safetensors, config, tokenizer and the other data files, no training heads. The second call
+writes the mean of two runs.
 
     python -m training.export RUNS/joint
     python -m training.export RUNS/joint RUNS/joint9 0.4
