@@ -1,4 +1,4 @@
-"""Training aids that are thrown away: heads that name what patches and image tokens show, and their losses."""
+"""Training aids that are thrown away: heads that read what patches, image tokens and names show, and their losses."""
 
 import torch
 from torch import nn
@@ -89,7 +89,7 @@ class TrainingHeads(nn.Module):
     def finding_loss(self, states: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
         """Ask the language model, at the end of each name in a question, for the edges of what it names.
 
-        Without this it looks for things only where it answers: for one, but not for two that are to be compared.
+        Asked only through answers, it hardly learns where things are.
 
         Args:
             states: States of the language model at the names (things, hidden).
