@@ -10,6 +10,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from .compat_internvl import cache_argument, pop_cache
+
 
 class InternVLBackbone:
     """Calls an InternVL model up to the last states of its language model.
@@ -35,13 +37,13 @@ class InternVLBackbone:
         vision_batch_size: int | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Read text and pictures.
+        """Read text and images.
 
         Args:
             pixel_values: See `InternVLChatModel.embed_inputs`.
             input_ids: See there; or give `inputs_embeds`.
             image_flags: See there.
-            inputs_embeds: Ready embeddings `(batch, seq, hidden)` instead of `input_ids` and pictures.
+            inputs_embeds: Ready embeddings `(batch, seq, hidden)` instead of `input_ids`; images are put into them.
             visual_features: See `embed_inputs`.
             vision_batch_size: See `embed_inputs`.
             **kwargs: Passed to the language model (`attention_mask`, `position_ids`, `use_cache`, …).
@@ -50,10 +52,14 @@ class InternVLBackbone:
             What the language model returns without its head; `last_hidden_state` is `(batch, seq, hidden)`.
 
         Raises:
-            ValueError: If text and pictures do not fit.
+            ValueError: If text and images do not fit.
         """
-        if inputs_embeds is None:
-            inputs_embeds = self._model.embed_inputs(
-                input_ids, pixel_values, image_flags, visual_features, vision_batch_size=vision_batch_size
-            )
-        return self._model.get_decoder()(inputs_embeds=inputs_embeds, **kwargs)
+        cache = pop_cache(kwargs)
+        images = {
+            "pixel_values": pixel_values,
+            "image_flags": image_flags,
+            "visual_features": visual_features,
+            "vision_batch_size": vision_batch_size,
+        }
+        inputs_embeds = self._model.embeds_of_step(input_ids, inputs_embeds, images, cache)
+        return self._model.get_decoder()(inputs_embeds=inputs_embeds, **cache_argument(cache), **kwargs)

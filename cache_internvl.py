@@ -1,10 +1,12 @@
-"""The cache of keys and values with room to grow: a decoding step writes its token and copies nothing else."""
+"""The cache of keys and values with spare capacity: a decoding step writes its token and copies nothing else."""
 
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
+
+from .compat_internvl import cache_argument, pop_cache
 
 
 # Tokens that fit into a layer before it is copied again: 1/256 of a copy each, and 25 MB for the 2B in 16 bits.
@@ -14,19 +16,16 @@ STRETCHING_ROPE_TYPES = ("dynamic", "longrope", "su")
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values of one layer, the beginnings of two larger tensors.
+    """Keys and values of one layer, views of two preallocated buffers.
 
     Transformers' own layer is copied whole by every token. Everything else is Transformers': an operation that
-    replaces `keys` and `values`, such as reordering beams, is noticed by the next update, which makes new room.
+    replaces `keys` and `values`, such as reordering beams, is noticed by the next update, which allocates new buffers.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._rooms: tuple[torch.Tensor, ...] = ()  # of keys and of values, (batch, kv_heads, capacity, head_dim)
-        self._written: tuple[torch.Tensor, ...] = ()  # the beginnings of the rooms that hold tokens
-        # All layers of the cache, in one list that they share until the first of them gets tokens. On a CPU all get
-        # their rooms then: made one by one, among a prompt's short-lived tensors, they leave memory full of gaps.
-        self._together: list[GrowingLayer] = []
+        self._buffers: tuple[torch.Tensor, ...] = ()  # of keys and of values, (batch, kv_heads, capacity, head_dim)
+        self._views: tuple[torch.Tensor, ...] = ()  # the parts of the buffers that hold tokens
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -40,82 +39,105 @@ class GrowingLayer(DynamicLayer):
             **kwargs: See `*args`.
 
         Returns:
-            All keys and values, `(batch, kv_heads, kv_seq, head_dim)`, with strides that step over the spare room.
+            All keys and values, `(batch, kv_heads, kv_seq, head_dim)`, with strides that skip the spare capacity.
         """
-        if torch.is_grad_enabled():  # autograd may need what it saw; nothing is written over it
-            self._rooms = self._written = ()
-            self._together.clear()
+        if torch.is_grad_enabled():  # autograd may need the old tensors; nothing is written over them
+            self._buffers = self._views = ()
             return super().update(key_states, value_states, *args, **kwargs)
-        nothing = key_states[:, :, :0], value_states[:, :, :0]
-        if not self.is_initialized:
-            super().update(*nothing, *args, **kwargs)  # Transformers notes dtype and device
         length = self.get_seq_length()
         total = length + key_states.shape[-2]
-        if not self._has_room(key_states, value_states, total):
-            kept = (self.keys, self.values) if length else nothing
-            layers = self._together if length == 0 and key_states.device.type == "cpu" else []
-            for layer in layers or [self]:
-                layer._make_room(*kept, total + SPARE_TOKENS)
-            self._together.clear()
-        for room, states in zip(self._rooms, (key_states, value_states), strict=True):
-            room[:, :, length:total] = states
-        self._written = tuple(room[:, :, :total] for room in self._rooms)
-        self.keys, self.values = self._written
-        return self._written
+        if not self._fits(key_states, value_states, total):
+            kept = (self.keys, self.values) if length else (key_states[:, :, :0], value_states[:, :, :0])
+            self._allocate(*kept, total + SPARE_TOKENS)
+        if not self.is_initialized:  # Transformers notes dtype and device
+            super().update(key_states[:, :, :0], value_states[:, :, :0], *args, **kwargs)
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, length:total] = states
+        self._views = tuple(buffer[:, :, :total] for buffer in self._buffers)
+        self.keys, self.values = self._views
+        return self._views
+
+    def reserve(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate buffers for these first tokens, see `update`, and the spare ones, before they come."""
+        if self.get_seq_length() == 0 and not self._fits(key_states, value_states, key_states.shape[-2]):
+            empty = key_states[:, :, :0], value_states[:, :, :0]
+            self._allocate(*empty, key_states.shape[-2] + SPARE_TOKENS)
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
-        """Remove the last tokens, as Transformers' `DynamicLayer.crop` does; their room is used again."""
-        in_rooms = self._is_in_rooms()
+        """Remove the last tokens, as Transformers' `DynamicLayer.crop` does; their capacity is used again."""
+        views_buffers = self._views_buffers()
         super().crop(*args, **kwargs)
-        if in_rooms:
-            self._written = (self.keys, self.values)
+        if views_buffers:
+            self._views = (self.keys, self.values)
 
-    def _has_room(self, key_states: torch.Tensor, value_states: torch.Tensor, total: int) -> bool:
-        """Say whether new tokens can be written behind those that are there, to make so many."""
+    def _fits(self, key_states: torch.Tensor, value_states: torch.Tensor, total: int) -> bool:
+        """Say whether `total` tokens, of which these are the last, fit into the buffers."""
         if self.get_seq_length():
-            return self._is_in_rooms() and self._rooms[0].shape[-2] >= total
-        pairs = zip(self._rooms, (key_states, value_states), strict=False)
-        return bool(self._rooms) and all(_is_for(room, states, total) for room, states in pairs)
+            return self._views_buffers() and self._buffers[0].shape[-2] >= total
+        pairs = zip(self._buffers, (key_states, value_states), strict=False)
+        return bool(self._buffers) and all(_holds(buffer, states, total) for buffer, states in pairs)
 
-    def _make_room(self, keys: torch.Tensor, values: torch.Tensor, capacity: int) -> None:
-        self._rooms = tuple(_enlarged(states, capacity) for states in (keys, values))
+    def _allocate(self, keys: torch.Tensor, values: torch.Tensor, capacity: int) -> None:
+        self._buffers = tuple(_enlarged(states, capacity) for states in (keys, values))
 
-    def _is_in_rooms(self) -> bool:
+    def _views_buffers(self) -> bool:
         """Say whether keys and values are what the last update left, and not what others put in their place."""
-        return bool(self._rooms) and self.keys is self._written[0] and self.values is self._written[1]
+        return bool(self._buffers) and self.keys is self._views[0] and self.values is self._views[1]
 
 
-def let_grow(cache: DynamicCache) -> DynamicCache:
-    """Give an empty cache's ordinary layers room to grow; windows and other kinds stay what they are.
+class GrowingCache(DynamicCache):
+    """Transformers' dynamic cache with layers of spare capacity; sliding windows and other kinds of layers stay.
 
     Args:
-        cache: The cache, changed in place.
-
-    Returns:
-        The cache.
+        config: The model's configuration, or its language model's, which says what kinds of layers there are.
+        croppable: Whether all layers keep all tokens, so that the last ones can be removed again: a layer that keeps a
+            window does not know the tokens that come back into it.
     """
-    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    together = [layer for layer in cache.layers if isinstance(layer, GrowingLayer)]
-    for layer in together:
-        layer._together = together
-    if cache.layer_class_to_replicate is DynamicLayer:
-        cache.layer_class_to_replicate = GrowingLayer
-    return cache
+
+    def __init__(self, config: PretrainedConfig, croppable: bool = False) -> None:
+        super().__init__(config=config)
+        self.layers = [GrowingLayer() if croppable or type(layer) is DynamicLayer else layer for layer in self.layers]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append new tokens to a layer, see `GrowingLayer.update`.
+
+        On a CPU all layers get their buffers with the first one: allocated one by one, among a prompt's short-lived
+        tensors, they leave memory full of gaps.
+        """
+        if layer_idx == 0 and key_states.device.type == "cpu" and not torch.is_grad_enabled():
+            for layer in self.layers:
+                if type(layer) is GrowingLayer:
+                    layer.reserve(key_states, value_states)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 
 class GrowingCacheMixin:
-    """Lets the cache grow that `generate` makes by default; a caller's own and other implementations are respected."""
+    """Gives `generate` a growing cache by default; a caller's own and other implementations are respected."""
 
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        given = model_kwargs.get("past_key_values")
-        result = super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        cache = model_kwargs.get("past_key_values")
-        # An offloaded cache travels whole at every step, and would leave its room behind.
-        if given is None and type(cache) is DynamicCache and not cache.offloading:
-            let_grow(cache)
-        return result
+    def generate(self, inputs: torch.Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
+        """Continue a prompt, see `GenerationMixin.generate`.
+
+        Args:
+            inputs: Prompt tokens `(batch, seq)`.
+            generation_config: See `GenerationMixin.generate`.
+            **kwargs: See `GenerationMixin.generate`; the cache under any of its names.
+
+        Returns:
+            What `GenerationMixin.generate` returns.
+        """
+        cache = pop_cache(kwargs)
+        defaults = self.generation_config if generation_config is None else generation_config
+        use_cache, implementation = (
+            getattr(defaults, name, None) if kwargs.get(name) is None else kwargs[name]
+            for name in ("use_cache", "cache_implementation")
+        )
+        if cache is None and use_cache is not False and implementation is None:
+            cache = GrowingCache(self.config)
+        if cache is not None:
+            kwargs |= cache_argument(cache)
+        return super().generate(inputs, generation_config, **kwargs)
 
 
 def stretching_limit(config: PretrainedConfig) -> int | None:
@@ -135,16 +157,17 @@ def stretching_limit(config: PretrainedConfig) -> int | None:
     return min(limit for limit in limits if limit)
 
 
-def _is_for(room: torch.Tensor, states: torch.Tensor, total: int) -> bool:
-    """Say whether so many tokens like `states` `(batch, kv_heads, seq, head_dim)` can be written to `room`."""
-    shape = (*states.shape[:2], room.shape[2], states.shape[3])
-    return room.shape == shape and total <= shape[2] and (room.dtype, room.device) == (states.dtype, states.device)
+def _holds(buffer: torch.Tensor, states: torch.Tensor, total: int) -> bool:
+    """Say whether `total` tokens like `states` `(batch, kv_heads, seq, head_dim)` can be written to `buffer`."""
+    shape = (*states.shape[:2], buffer.shape[2], states.shape[3])
+    is_same_kind = (buffer.dtype, buffer.device) == (states.dtype, states.device)
+    return buffer.shape == shape and total <= shape[2] and is_same_kind
 
 
 def _enlarged(states: torch.Tensor, capacity: int) -> torch.Tensor:
-    """Copy `(batch, kv_heads, length, head_dim)` to the beginning of a tensor with `capacity` in place of `length`."""
+    """Copy `(batch, kv_heads, length, head_dim)` to the front of a tensor with `capacity` in place of `length`."""
     batch, kv_heads, length, head_dim = states.shape
     with torch.inference_mode(False):  # what inference mode makes cannot be written outside it
-        room = states.new_empty(batch, kv_heads, capacity, head_dim)
-    room[:, :, :length] = states
-    return room
+        buffer = states.new_zeros(batch, kv_heads, capacity, head_dim)
+    buffer[:, :, :length] = states
+    return buffer

@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
 from .image_features_internvl import EncodedImages
+from .options_internvl import GenerationOptions, answer_options, seeing_answer_alone
 from .prompt_internvl import (
     IMAGE_CONTEXT_TOKEN,
     IMAGE_END_TOKEN,
@@ -25,15 +26,13 @@ from .prompt_internvl import (
     place_images,
     prompt_format,
 )
-from .streaming_internvl import GenerationOptions, generation_kwargs, in_one_place, stream_answer
+from .streaming_internvl import stream_answer
 
 
 logger = logging.get_logger(__name__)
 
-# The official default stops after 20 tokens, which no user expects; the model card's examples ask for this many.
-DEFAULT_MAX_NEW_TOKENS = 1024
-# What a GenerationConfig says where nobody said anything, in the releases that say something.
-TRANSFORMERS_MAX_LENGTH = 20
+# What of a prompt's inputs goes to the device of the embedding.
+PROMPT_NAMES = ("input_ids", "attention_mask")
 
 
 class ChatMixin:
@@ -170,7 +169,10 @@ class ChatMixin:
             ValueError: As `chat`.
         """
         stop = prompt_format(self.config.template).stop
+        if "streamer" in kwargs:
+            raise ValueError("chat_stream yields the answer itself; leave out streamer, or call chat().")
         yield from stream_answer(
+            self,
             tokenizer,
             stop,
             generation_config,
@@ -244,7 +246,6 @@ class ChatMixin:
             raise ValueError(f"system is {system!r}; expected text.")
         return prompt_format(self.config.template).render(history, question, guard_text(tokenizer, system))
 
-    @torch.no_grad()
     def _answers(
         self,
         tokenizer: PreTrainedTokenizerBase,
@@ -254,74 +255,40 @@ class ChatMixin:
         streamer: BaseStreamer | None,
     ) -> list[str]:
         """Generate from prompts and decode."""
-        inputs_embeds, attention_mask = self._embed_prompts(tokenizer, pixel_values, prompts)
-        options = self._answer_options(tokenizer, generation_config)
-        rows = self._answer_ids(inputs_embeds, attention_mask, streamer, options)
-        return [self._answer_text(tokenizer, row) for row in rows]
+        inputs = self._encode_prompts(tokenizer, prompts) | {"pixel_values": pixel_values}
+        output = self._generate_answer(tokenizer, inputs, generation_config, streamer=streamer)
+        sequences = output if isinstance(output, torch.Tensor) else output.sequences
+        per_prompt = len(sequences) // len(prompts)  # num_return_sequences: the first is the best
+        return [self._answer_text(tokenizer, row) for row in sequences[::per_prompt].tolist()]
 
-    def _embed_prompts(
+    def _encode_prompts(self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Return the ids `(batch, seq)` of prompts, padded on the left, and their mask `(batch, seq)`."""
+        input_ids, attention_mask = _left_padded([encode_prompt(tokenizer, prompt) for prompt in prompts])
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    def _generate_answer(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        pixel_values: torch.Tensor | EncodedImages | None,
-        prompts: Sequence[str],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return embeddings `(batch, seq, hidden)` of prompts, padded on the left, and their mask `(batch, seq)`."""
-        input_ids, attention_mask = _left_padded([encode_prompt(tokenizer, prompt) for prompt in prompts])
-        # Embeddings instead of ids, so that repetition penalties see the answer alone, as in the official code.
-        inputs_embeds = self.embed_inputs(
-            input_ids, pixel_values, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT_TOKEN)
-        )
-        return inputs_embeds, attention_mask.to(inputs_embeds.device)
-
-    def _answer_options(
-        self, tokenizer: PreTrainedTokenizerBase, generation_config: GenerationOptions
-    ) -> dict[str, Any]:
-        """Return what `generate` needs to make an answer: what the caller said, and the rest."""
-        options = generation_kwargs(generation_config)
-        self._fill_generation_kwargs(options, tokenizer, prompt_format(self.config.template).stop)
-        return options
-
-    def _answer_ids(
-        self,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor,
-        streamer: BaseStreamer | None,
-        options: Mapping[str, Any],
-    ) -> list[list[int]]:
-        """Generate from embedded prompts; return the new tokens of each."""
+        inputs: Mapping[str, Any],
+        generation_config: GenerationOptions,
+        **arguments: Any,
+    ) -> Any:
+        """Generate from a prompt's `inputs`; return what `generate` does, with sequences of new tokens alone."""
+        stop = prompt_format(self.config.template).stop
+        options = answer_options(generation_config, self.generation_config, tokenizer, stop, **arguments)
+        length = inputs["input_ids"].shape[1]
         output = self.generate(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask.to(inputs_embeds.device),
-            streamer=streamer,
-            **in_one_place(options),
+            **{name: part.to(self.device) if name in PROMPT_NAMES else part for name, part in inputs.items()},
+            image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT_TOKEN),
+            **seeing_answer_alone(options, tokenizer, length),
         )
-        sequences = output if isinstance(output, torch.Tensor) else output.sequences
-        per_prompt = len(sequences) // len(inputs_embeds)  # num_return_sequences: the first is the best
-        return sequences[::per_prompt].tolist()
+        if isinstance(output, torch.Tensor):
+            return output[:, length:]
+        output.sequences = output.sequences[:, length:]
+        return output
 
     def _answer_text(self, tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
         return decode_answer(tokenizer, token_ids, prompt_format(self.config.template).stop).strip()
-
-    def _fill_generation_kwargs(self, options: dict[str, Any], tokenizer: PreTrainedTokenizerBase, stop: str) -> None:
-        """Add what the caller left open: when to stop, what to pad with, how long an answer may be."""
-        given = options.get("generation_config")
-        known = given if given is not None else self.generation_config
-        if options.get("eos_token_id") is None and (given is None or given.eos_token_id is None):
-            ids = self.generation_config.eos_token_id
-            ids = set(ids if isinstance(ids, list) else [ids])
-            ids |= {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(stop)}
-            options["eos_token_id"] = sorted(ids - {None, tokenizer.unk_token_id})
-        if options.get("pad_token_id") is None and known.pad_token_id is None:
-            options["pad_token_id"] = _pad_token_id(tokenizer)
-        lengths = ("max_new_tokens", "max_length")
-        is_open = known.max_new_tokens is None and known.max_length in (None, TRANSFORMERS_MAX_LENGTH)
-        if is_open and all(options.get(name) is None for name in lengths):
-            options["max_new_tokens"] = DEFAULT_MAX_NEW_TOKENS
-
-
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    # Padding is masked, so any token will do where a tokenizer names none.
-    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
 def _left_padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

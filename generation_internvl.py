@@ -1,40 +1,67 @@
-"""Generation from a prompt with pictures: they are encoded once, and every step is told what the prompt holds.
+"""Generation from a prompt with images: they are encoded once and ride beside the prompt's ids.
 
-The steps themselves are Transformers'; each of them calls `InternVLChatModel.forward`.
+The steps themselves are Transformers'; each of them calls `InternVLChatModel.forward`. Whatever the mode of generation
+makes of the first steps, `input_ids` are the prompt, and `PromptFeatures` says what its image tokens stand for.
 """
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 from transformers import Cache
+from transformers.utils import logging
 
-from .image_features_internvl import EncodedImages, check_places
+from .compat_internvl import DraftInputsMixin, first_slot, is_paged, pop_cache
+from .image_features_internvl import EncodedImages, PromptFeatures, check_image_tokens, feature_index
 
 
-class PictureGenerationMixin:
-    """Pictures for `GenerationMixin`, in a model with `config`, `embed_inputs` and `get_input_embeddings`."""
+logger = logging.get_logger(__name__)
+
+# Arguments of `generate` that ask for guesses, which are made from and checked with the prompt's ids.
+GUESSING_ARGUMENTS = ("assistant_model", "prompt_lookup_num_tokens")
+
+
+class ImageGenerationMixin(DraftInputsMixin):
+    """Images for `GenerationMixin`, in a model with `config`, `encode_tiles_for_text` and `embed_inputs`."""
+
+    # Whether `generate` takes `prompt_features`; a text-only assistant does not.
+    takes_prompt_features = True
 
     @torch.no_grad()
     def generate(
         self,
         input_ids: torch.LongTensor | None = None,
+        generation_config: Any = None,
         *,
         pixel_values: torch.Tensor | EncodedImages | None = None,
         image_flags: torch.Tensor | None = None,
         visual_features: torch.Tensor | None = None,
         vision_batch_size: int | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        image_token_id: int | None = None,
+        prompt_features: PromptFeatures | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Continue a prompt; pictures are encoded once, before the first step.
+        """Continue a prompt as in evaluation, whatever mode training left the model in; images are encoded once.
 
         Args:
-            input_ids: Prompt tokens `(batch, seq)`; or pass `inputs_embeds`.
-            pixel_values: See `embed_inputs`; None for text alone.
+            input_ids: Prompt tokens `(batch, seq)`; `inputs` means the same. With a cache the whole sequence, or the
+                new tokens alone beside an `attention_mask` of the whole.
+            generation_config: See `GenerationMixin.generate`.
+            pixel_values: See `embed_inputs`; None for text alone. With a cache, the images of the whole sequence or
+                those of its new tokens.
             image_flags: See `embed_inputs`.
             visual_features: See `embed_inputs`.
             vision_batch_size: See `get_image_features`.
-            **kwargs: Everything that `GenerationMixin.generate` takes.
+            inputs_embeds: Embeddings of the prompt `(batch, seq, hidden)` instead of its word embeddings; images are
+                put into them. Without `input_ids` only the new tokens are returned.
+            image_token_id: See `embed_inputs`.
+            prompt_features: Images that the main model encoded, for a model that assists it.
+            **kwargs: Everything else that `GenerationMixin.generate` takes.
 
         Returns:
             What `GenerationMixin.generate` returns: prompt and new tokens `(batch, total)`, or the new tokens alone
@@ -42,60 +69,232 @@ class PictureGenerationMixin:
 
         Raises:
             TypeError: If all inputs are given as one mapping, as a processor returns them.
-            ValueError: If text and pictures do not fit.
+            ValueError: If text and images do not fit, or guesses are asked for without ids.
         """
-        if input_ids is None:
-            input_ids = kwargs.pop("inputs", None)
-        if isinstance(input_ids, Mapping):
-            raise TypeError(
-                f"input_ids is a {type(input_ids).__name__} with {', '.join(input_ids)}, expected a tensor; unpack "
-                "all of them: generate(**inputs)."
-            )
-        has_pictures = pixel_values is not None or visual_features is not None
-        if has_pictures and input_ids is None:
-            raise ValueError("Pictures need input_ids with places for them, but none were given; build both together.")
-        if has_pictures:
-            # Transformers decodes with a cache whenever it gets inputs_embeds, also when asked not to.
-            name = "inputs_embeds" if _wants_cache(kwargs) else "prompt_embeds"
-            kwargs[name] = self.embed_inputs(
-                input_ids, pixel_values, image_flags, visual_features, vision_batch_size=vision_batch_size
-            )
-        elif (
-            input_ids is not None and kwargs.get("inputs_embeds") is None and _is_empty(kwargs.get("past_key_values"))
-        ):
-            image_token_id = self.config.image_token_id
-            check_places(int((input_ids == image_token_id).sum()), 0, image_token_id)
-        return super().generate(input_ids=input_ids, **kwargs)
+        input_ids = _prompt_ids(input_ids, kwargs)
+        cache = pop_cache(kwargs)
+        image_token_id = self.config.image_token_id if image_token_id is None else image_token_id
+        images = {
+            "pixel_values": pixel_values,
+            "image_flags": image_flags,
+            "visual_features": visual_features,
+            "vision_batch_size": vision_batch_size,
+        }
+        with answering(self):
+            if prompt_features is not None:
+                kwargs["prompt_features"] = self._own_features(prompt_features, vision_batch_size)
+            elif input_ids is None or input_ids.shape[1] == 0:
+                _refuse_guesses(kwargs)
+                if (inputs_embeds := self._prompt_embeds(None, inputs_embeds, images, image_token_id)) is not None:
+                    kwargs["inputs_embeds"] = inputs_embeds
+            elif inputs_embeds is not None:
+                inputs_embeds = self._prompt_embeds(input_ids, inputs_embeds, images, image_token_id)
+                index = torch.arange(input_ids.numel(), device=inputs_embeds.device).view_as(input_ids)
+                features = inputs_embeds.flatten(0, 1)  # (batch * seq, hidden)
+                kwargs["prompt_features"] = PromptFeatures(features, _of_whole_sequence(index, kwargs), self)
+            else:
+                kwargs["prompt_features"] = self._prompt_features(input_ids, images, image_token_id, cache, kwargs)
+            return super().generate(input_ids, generation_config, past_key_values=cache, **kwargs)
 
-    def prepare_inputs_for_generation(
+    def generate_batch(self, inputs: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> Any:
+        """Continue many prompts of text by continuous batching, see `ContinuousMixin.generate_batch`.
+
+        Args:
+            inputs: The ids of each prompt.
+            *args: See `ContinuousMixin.generate_batch`.
+            **kwargs: See `ContinuousMixin.generate_batch`.
+
+        Returns:
+            What `ContinuousMixin.generate_batch` returns.
+
+        Raises:
+            ValueError: If a prompt has image tokens: Transformers' continuous batching passes ids alone.
+        """
+        for number, ids in enumerate(inputs):
+            if self.config.image_token_id in ids:
+                raise ValueError(
+                    f"inputs[{number}] has image tokens, but continuous batching passes no images to the model; use "
+                    "generate() or batch_chat() for prompts with images."
+                )
+        with answering(self):
+            return super().generate_batch(inputs, *args, **kwargs)
+
+    def draft_inputs(self, assistant_model: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the inputs of an assistant: one for text alone guesses after the image tokens without their features.
+
+        Args:
+            assistant_model: The assistant; None for guesses from the prompt.
+            model_kwargs: The inputs of this model.
+
+        Returns:
+            The inputs.
+        """
+        if getattr(assistant_model, "takes_prompt_features", False):
+            return model_kwargs
+        return {name: value for name, value in model_kwargs.items() if name != "prompt_features"}
+
+    def _prompt_embeds(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        images: Mapping[str, Any],
+        image_token_id: int,
+    ) -> torch.Tensor | None:
+        """Return a caller's own embeddings `(batch, seq, hidden)` of a prompt, with the images in them."""
+        has_images = images["pixel_values"] is not None or images["visual_features"] is not None
+        if inputs_embeds is None and has_images:
+            raise ValueError("Images need input_ids with image tokens, but none were given; build both together.")
+        if inputs_embeds is None or not has_images:
+            return inputs_embeds
+        return self.embed_inputs(input_ids, inputs_embeds=inputs_embeds, image_token_id=image_token_id, **images)
+
+    def _prompt_features(
         self,
         input_ids: torch.LongTensor,
-        inputs_embeds: torch.Tensor | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Prepare one step. The prompt's embeddings hold the pictures, so they must never give way to its ids.
+        images: Mapping[str, Any],
+        image_token_id: int,
+        cache: Cache | None,
+        kwargs: Mapping[str, Any],
+    ) -> PromptFeatures:
+        """Encode the images of a prompt and number its image tokens."""
+        features, _ = self.image_rows(**images)
+        num_features = 0 if features is None else len(features)
+        is_image = input_ids == image_token_id  # (batch, seq)
+        num_cached = int(first_slot(cache, {}))
+        if num_cached and int(is_image.sum()) != num_features:
+            slots = torch.arange(input_ids.shape[1], device=input_ids.device)
+            is_image = is_image & (slots >= num_cached - _num_before(input_ids, kwargs))  # the new tokens' images
+        check_image_tokens(int(is_image.sum()), num_features, image_token_id)
+        index = _of_whole_sequence(feature_index(is_image), kwargs)
+        tiles = images["pixel_values"] if isinstance(images["pixel_values"], torch.Tensor) else None
+        return PromptFeatures(features, index.to(self.device), self, tiles, images["image_flags"])
 
-        Transformers does so by itself except without a cache, where every step sees the prompt again, and in releases
-        up to 5.0 with a cache that holds the beginning of the prompt, where only the rest is new.
-        """
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, past_key_values=past_key_values, **kwargs
+    def _own_features(self, given: PromptFeatures, vision_batch_size: int | None) -> PromptFeatures:
+        """Return the features of images that another model encoded, which this one assists."""
+        if given.model is self:
+            return given
+        if given.features is not None and id(self) not in given.of_assistants:
+            given.of_assistants[id(self)] = self._encoded_anew(given, vision_batch_size)
+        features = given.of_assistants.get(id(self))
+        return PromptFeatures(features, given.index.to(self.device), self)
+
+    def _encoded_anew(self, given: PromptFeatures, vision_batch_size: int | None) -> torch.Tensor | None:
+        """Return this model's features `(features, hidden)` of images, None if it must do without."""
+        if given.pixel_values is not None:
+            features, _ = self.image_rows(given.pixel_values, given.image_flags, None, vision_batch_size)
+            if len(features) == len(given.features):
+                return features
+        elif given.features.shape[1] == self.config.llm_config.hidden_size:
+            return given.features  # its own, if it is a copy; else guesses that are checked like all others
+        logger.warning_once(
+            "The assistant cannot encode the images of this prompt, so its guesses are those of a text-only model."
         )
-        if prompt_embeds is not None:
-            new_embeds = self.get_input_embeddings()(input_ids[:, prompt_embeds.shape[1] :]).to(prompt_embeds)
-            model_inputs["inputs_embeds"] = torch.cat([prompt_embeds, new_embeds], dim=1)
-            model_inputs["input_ids"] = None
-        elif inputs_embeds is not None and past_key_values is not None and kwargs.get("is_first_iteration", True):
-            cached = int(past_key_values.get_seq_length())
-            if 0 < cached < inputs_embeds.shape[1]:
-                model_inputs["inputs_embeds"] = inputs_embeds[:, cached:]
-                model_inputs["input_ids"] = None
-                for name in ("position_ids", "cache_position"):
-                    if model_inputs.get(name) is not None:
-                        model_inputs[name] = model_inputs[name][..., cached - inputs_embeds.shape[1] :]
-        return model_inputs
+        return None
+
+
+def _prompt_ids(input_ids: Any, kwargs: dict[str, Any]) -> torch.LongTensor | None:
+    """Return the ids of a prompt, under either of their names."""
+    inputs = kwargs.pop("inputs", None)
+    if input_ids is not None and inputs is not None:
+        raise ValueError("input_ids and inputs are both given, and both are the prompt's tokens; give one of them.")
+    input_ids = inputs if input_ids is None else input_ids
+    if isinstance(input_ids, Mapping):
+        raise TypeError(
+            f"input_ids is a {type(input_ids).__name__} with {', '.join(input_ids)}, expected a tensor; unpack "
+            "all of them: generate(**inputs)."
+        )
+    if input_ids is not None and (not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2):
+        found = tuple(input_ids.shape) if hasattr(input_ids, "shape") else type(input_ids).__name__
+        raise ValueError(f"input_ids is {found}; expected a tensor (batch, seq) of token ids.")
+    return input_ids
+
+
+def _refuse_guesses(kwargs: dict[str, Any]) -> None:
+    found = [name for name in GUESSING_ARGUMENTS if kwargs.get(name) is not None]
+    if found:
+        raise ValueError(f"{found[0]} needs the prompt's input_ids, but only inputs_embeds are given; give both.")
+
+
+def _num_before(input_ids: torch.LongTensor, kwargs: dict[str, Any]) -> int:
+    """Return how many tokens of the whole sequence come before these: those that only the attention mask has."""
+    mask = kwargs.get("attention_mask")
+    return max(mask.shape[-1] - input_ids.shape[1], 0) if mask is not None else 0
+
+
+def _of_whole_sequence(index: torch.LongTensor, kwargs: dict[str, Any]) -> torch.LongTensor:
+    """Widen an index of the given tokens `(batch, seq)` to the whole sequence, whose first tokens are in a cache."""
+    return nn.functional.pad(index, (_num_before(index, kwargs), 0), value=-1)
+
+
+class _Mode:
+    """What `answering` must put back on a model: the modules that were in training when the first call began."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.in_training: list[nn.Module] = []
+
+    def evaluate(self, model: nn.Module) -> None:
+        in_training = [module for module in model.modules() if module.training]
+        for module in in_training:
+            module.training = False
+        self.in_training += in_training
+
+    def train(self) -> None:
+        for module in self.in_training:
+            module.training = True
+        self.in_training = []
+
+
+_modes: WeakKeyDictionary[nn.Module, _Mode] = WeakKeyDictionary()
+_modes_lock = threading.Lock()
+
+
+@contextmanager
+def answering(model: nn.Module) -> Iterator[None]:
+    """Run a model as in evaluation, without dropout and gradient checkpointing, and put its modes back.
+
+    Calls may be nested and may come from several threads: the last one to end puts the modes back.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    with _modes_lock:
+        mode = _modes.setdefault(model, _Mode())
+        mode.calls += 1
+        mode.evaluate(model)
+    try:
+        yield
+    finally:
+        with _modes_lock:
+            mode.calls -= 1
+            if mode.calls == 0:
+                mode.train()
+                del _modes[model]
+
+
+@contextmanager
+def training_between_steps(model: nn.Module) -> Iterator[None]:
+    """Give a model that is answering the modes of its training back, for the time between two tokens of a stream.
+
+    Args:
+        model: The model; nothing happens if it is not answering.
+
+    Yields:
+        Nothing.
+    """
+    with _modes_lock:
+        mode = _modes.get(model)
+        if mode is not None:
+            mode.train()
+    try:
+        yield
+    finally:
+        with _modes_lock:
+            if mode is not None:
+                mode.evaluate(model)
 
 
 def is_further_step(input_ids: torch.LongTensor, cache: Cache | None) -> bool:
@@ -106,17 +305,6 @@ def is_further_step(input_ids: torch.LongTensor, cache: Cache | None) -> bool:
         cache: The cache that they are added to, if there is one.
 
     Returns:
-        Whether pictures, if there are any, came before.
+        Whether images, if there are any, came before.
     """
-    return cache is not None and (input_ids.shape[1] == 1 or not _is_empty(cache))
-
-
-def _is_empty(cache: Cache | None) -> bool:
-    return cache is None or int(cache.get_seq_length()) == 0
-
-
-def _wants_cache(generate_kwargs: dict[str, Any]) -> bool:
-    use_cache = generate_kwargs.get("use_cache")
-    if use_cache is None:
-        use_cache = getattr(generate_kwargs.get("generation_config"), "use_cache", None)
-    return use_cache is not False
+    return cache is not None and (input_ids.shape[1] == 1 or bool(first_slot(cache, {}) != 0) or is_paged(cache))

@@ -14,10 +14,11 @@ IGNORED_LABEL = -100
 
 def next_token_loss(
     states: torch.Tensor,
-    labels: torch.LongTensor,
+    labels: torch.LongTensor | None,
     head: Callable[[torch.Tensor], torch.Tensor] | None = None,
     num_items_in_batch: torch.Tensor | int | None = None,
     loss_weight: torch.Tensor | None = None,
+    shift_labels: torch.LongTensor | None = None,
 ) -> torch.Tensor:
     """Return the loss of predicting each token from the one before it.
 
@@ -27,11 +28,15 @@ def next_token_loss(
         head: Turns states into logits, chunk by chunk, so that the logits never exist all at once.
         num_items_in_batch: What the sum of all losses is divided by; None means the number of tokens to learn.
         loss_weight: Weight of each label `(batch, seq)`; the loss is then their weighted mean.
+        shift_labels: The token to learn at each position `(batch, seq)`, already shifted, instead of `labels`.
 
     Returns:
         The loss, a scalar in float32.
+
+    Raises:
+        ValueError: If labels and shifted labels contradict each other, or weights come without labels.
     """
-    labels = _next_of_each(labels.to(states.device), IGNORED_LABEL)
+    labels = _targets(labels, shift_labels, loss_weight).to(states.device)
     states = states.flatten(0, 1)  # (batch * seq, vocab or hidden)
     losses = torch.cat(
         [
@@ -47,6 +52,20 @@ def next_token_loss(
     elif isinstance(num_items_in_batch, torch.Tensor):
         num_items_in_batch = num_items_in_batch.to(losses.device)
     return losses.sum() / num_items_in_batch
+
+
+def _targets(
+    labels: torch.LongTensor | None, shift_labels: torch.LongTensor | None, loss_weight: torch.Tensor | None
+) -> torch.LongTensor:
+    """Return the token to learn at each position, `(batch * seq,)`."""
+    if shift_labels is None:
+        return _next_of_each(labels, IGNORED_LABEL)
+    if loss_weight is not None:
+        raise ValueError("loss_weight belongs to labels, but the labels are given as shift_labels; give labels.")
+    # A shard of a sequence may know the label behind its last token, which unshifted labels do not hold.
+    if labels is not None and not torch.equal(shift_labels[:, :-1], labels[:, 1:].to(shift_labels)):
+        raise ValueError("labels and shift_labels say different things; give one of them.")
+    return shift_labels.flatten()
 
 
 def _next_of_each(values: torch.Tensor, last: float) -> torch.Tensor:

@@ -88,6 +88,33 @@ def prepare_conversation(
     ]
 
 
+def media_apart(conversation: Sequence[Any]) -> tuple[list[Any], dict[str, list[Any]]]:
+    """Take images and videos out of messages, so that nothing but text and placeholders is rendered.
+
+    Args:
+        conversation: What `prepare_conversation` returns: messages, or a list of conversations.
+
+    Returns:
+        The messages, whose image and video items name nothing; and under `images` and `videos` what they named, in
+        order, a list for each conversation if there are several. A list is empty if nothing was named.
+    """
+    if not isinstance(conversation[0], dict):
+        parts = [media_apart(one) for one in conversation]
+        media = {name: [visuals[name] for _, visuals in parts] for name in ("images", "videos")}
+        return [messages for messages, _ in parts], {
+            name: visuals if any(visuals) else [] for name, visuals in media.items()
+        }
+    media = {"images": [], "videos": []}
+    messages = []
+    for message in conversation:
+        for item in message["content"]:
+            if item["type"] in SOURCE_KEYS and item["type"] in item:
+                media[f"{item['type']}s"].append(item[item["type"]])
+        bare = [{"type": item["type"]} if item["type"] in SOURCE_KEYS else item for item in message["content"]]
+        messages.append({**message, "content": bare})
+    return messages, media
+
+
 def read_content(content: str | Sequence[dict[str, Any]] | None) -> list[dict[str, Any]]:
     """Read what a message holds, in any of the ways to say it.
 

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 
+from .compat_internvl import attention_function
 from .configuration_intern_vit import InternVisionConfig
 
 
@@ -76,7 +76,7 @@ class InternVisionEmbeddings(nn.Module):
         patches = self.patch_embedding(pixel_values.to(dtype))  # (tiles, hidden, rows, columns)
         rows, columns = patches.shape[-2:]
         patches = patches.flatten(2).transpose(1, 2)  # (tiles, rows * columns, hidden)
-        class_token = self.class_embedding.to(dtype).expand(len(patches), -1, -1)
+        class_token = self.class_embedding.to(dtype).expand(patches.shape[0], -1, -1)
         return torch.cat([class_token, patches], dim=1) + self.interpolated_positions(rows, columns).to(dtype)
 
 
@@ -139,7 +139,7 @@ class InternAttention(nn.Module):
             states.view(tiles, seq, -1, self.head_dim).transpose(1, 2)
             for states in (self.q_norm(query), self.k_norm(key), value)
         )
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get(self.config._attn_implementation, eager_attention_forward)
+        attend: Callable = attention_function(self.config._attn_implementation, eager_attention_forward, {})
         output, weights = attend(
             self,
             query * self.scaling,  # before the product, as in training: every backend then rounds alike

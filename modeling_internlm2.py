@@ -4,27 +4,38 @@ Parameter names are the published checkpoint's. Shape legend: `batch`, `seq` new
 `heads` query heads, `kv_heads` key/value heads, `group` = heads / kv_heads, `hidden` = heads · head_dim.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, GenerationMixin, LlamaForCausalLM, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.activations import ACT2FN
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 
-from .cache_internvl import GrowingCacheMixin, let_grow
+from .cache_internvl import GrowingCache, GrowingCacheMixin
+from .compat_internvl import (
+    CACHE_NAMES,
+    TP_PLAN_OF_HEAD,
+    BackboneOutput,
+    CausalLMOutput,
+    CausalMaskArguments,
+    argument_names,
+    attention_function,
+    cache_argument,
+    cache_of,
+    causal_mask,
+    check_argument_names,
+    is_traced,
+    takes_cache,
+    token_slots,
+    update_cache,
+)
 from .configuration_internlm2 import InternLM2Config
 from .loss_internvl import next_token_loss
 
 
-# Transformers renamed and dropped arguments of this function between 4.57 and 5; each release is given those it names.
-CAUSAL_MASK_ARGUMENTS = frozenset(inspect.signature(create_causal_mask).parameters)
 # Tokens of a prompt that pass the feed-forward block at once: inside, their states are the widest of all. On a CPU,
 # small tensors fit into the gaps that others have left, and for larger ones the process grows.
 MLP_TOKENS, MLP_TOKENS_CPU = 2048, 512
@@ -200,7 +211,7 @@ class InternLM2Attention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        cache_position: torch.Tensor | None = None,
+        slots: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend from new tokens `(batch, seq, hidden)` to cached and new ones; see `InternLM2Model.forward`."""
@@ -212,12 +223,14 @@ class InternLM2Attention(nn.Module):
         query, key, value = (part.flatten(2, 3).transpose(1, 2) for part in (query, key, value))
         query, key = (apply_rotary_pos_emb(part, *position_embeddings) for part in (query, key))
         if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx, {"cache_position": cache_position})
+            key, value = update_cache(past_key_values, key, value, self.layer_idx, slots, kwargs)
 
-        backend = self.config._attn_implementation
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get(backend, eager_attention_forward)
-        if backend == "sdpa" and seq == 1:
-            attend = single_token_sdpa_forward
+        attend: Callable = attention_function(
+            self.config._attn_implementation,
+            eager_attention_forward,
+            kwargs,
+            in_place_of_sdpa=single_token_sdpa_forward if seq == 1 else None,
+        )
         output, weights = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
         output = output.reshape(batch, seq, -1)  # (batch, seq, heads, head_dim) -> (batch, seq, hidden)
         return self.wo(output), weights
@@ -236,11 +249,10 @@ class InternLM2MLP(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Apply the block; the shape stays."""
         limit = MLP_TOKENS_CPU if hidden_states.device.type == "cpu" else MLP_TOKENS
-        num_tokens = hidden_states.shape[:-1].numel()
-        if num_tokens <= limit or not self._is_divisible(hidden_states):
+        if not self._is_divisible(hidden_states) or hidden_states.shape[:-1].numel() <= limit:
             return self._transform(hidden_states)
         # Parts of a tensor with three dimensions would go a slow way through PyTorch if the weights are frozen.
-        parts = hidden_states.reshape(num_tokens, -1).split(limit)
+        parts = hidden_states.flatten(0, -2).split(limit)  # (batch * seq, hidden)
         return torch.cat([self._transform(part) for part in parts]).view_as(hidden_states)
 
     def _transform(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -249,7 +261,7 @@ class InternLM2MLP(nn.Module):
     def _is_divisible(self, hidden_states: torch.Tensor) -> bool:
         """Say whether parts pay: not if autograd keeps all states, nor if offloaded weights would come for each."""
         is_offloaded = any(weight.device != hidden_states.device for weight in self.w1.parameters())
-        return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_offloaded)
+        return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or is_traced() or is_offloaded)
 
 
 class InternLM2DecoderLayer(GradientCheckpointingLayer):
@@ -277,7 +289,7 @@ class InternLM2PreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["InternLM2DecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flash_attn_2 = True
@@ -307,6 +319,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
         self.layers = nn.ModuleList(InternLM2DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = InternLM2RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = InternLM2RotaryEmbedding(config)
+        self._argument_names = argument_names(type(self).forward)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -317,6 +330,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
         """Replace the token embedding."""
         self.tok_embeddings = value
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -329,14 +343,14 @@ class InternLM2Model(InternLM2PreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> BackboneOutput:
         """Run the decoder.
 
         Args:
             input_ids: New tokens `(batch, seq)`; or give `inputs_embeds`.
             attention_mask: 1 for tokens, 0 for padding, `(batch, kv_seq)`, or a ready 4-D mask.
             position_ids: Positions `(batch, seq)`; by default they count on from the cache.
-            past_key_values: Cache of earlier tokens; filled in place.
+            past_key_values: Cache of earlier tokens, filled in place; `cache` means the same.
             inputs_embeds: Embeddings `(batch, seq, hidden)` instead of `input_ids`.
             use_cache: Whether to return a cache; default from the config, never while training with checkpointing.
             output_hidden_states: Whether to return the embeddings and every layer's state (the last one normed).
@@ -347,8 +361,9 @@ class InternLM2Model(InternLM2PreTrainedModel):
             `last_hidden_state (batch, seq, hidden)`, the cache, and what was asked for.
 
         Raises:
-            ValueError: Unless exactly one of `input_ids` and `inputs_embeds` is given.
-            TypeError: If `past_key_values` is not a Transformers cache object.
+            ValueError: Unless exactly one of `input_ids` and `inputs_embeds` is given, or if a cache is given in
+                training with gradient checkpointing, which would fill it twice.
+            TypeError: If `past_key_values` is not a Transformers cache object, or an argument is misspelt.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -358,15 +373,14 @@ class InternLM2Model(InternLM2PreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
+        check_argument_names(kwargs, self._argument_names)
         past_key_values = self._cache_to_use(past_key_values, use_cache)
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
-        # Transformers before 5.3 passes the slots of the new tokens, later ones let the cache count by itself.
-        cache_position = kwargs.pop("cache_position", None)
-        if cache_position is None:
-            cache_position = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_length
+        slots = token_slots(past_key_values, kwargs, inputs_embeds)
         if position_ids is None:
-            position_ids = cache_position.unsqueeze(0)
-        causal_mask = self._causal_mask(inputs_embeds, attention_mask, past_key_values, position_ids, cache_position)
+            position_ids = slots.unsqueeze(0)
+        mask = causal_mask(
+            CausalMaskArguments(self.config, inputs_embeds, attention_mask, past_key_values, position_ids, slots)
+        )
 
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
@@ -375,9 +389,9 @@ class InternLM2Model(InternLM2PreTrainedModel):
             hidden_states, weights = layer(
                 hidden_states,
                 position_embeddings=position_embeddings,
-                attention_mask=causal_mask,
+                attention_mask=mask,
                 past_key_values=past_key_values,
-                cache_position=cache_position,
+                slots=slots,
                 position_ids=position_ids,
                 **kwargs,
             )
@@ -386,50 +400,36 @@ class InternLM2Model(InternLM2PreTrainedModel):
             if output_attentions:
                 all_weights.append(weights)
         hidden_states = self.norm(hidden_states)
-        return BaseModelOutputWithPast(
+        return BackboneOutput(
             last_hidden_state=hidden_states,
-            past_key_values=past_key_values,
             hidden_states=(*all_states[:-1], hidden_states) if output_hidden_states else None,
             attentions=tuple(all_weights) if output_attentions else None,
+            **cache_argument(past_key_values),
         )
 
     def _cache_to_use(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
-        if past_key_values is not None and not isinstance(past_key_values, Cache):
+        if isinstance(past_key_values, (tuple, list)):
             raise TypeError(
                 f"past_key_values is a {type(past_key_values).__name__}; expected a Transformers cache object such as "
                 "DynamicCache. Tuples of tensors are no longer a cache: pass DynamicCache() and keep the one returned."
             )
-        use_cache = self.config.use_cache if use_cache is None else use_cache
         checkpointing = self.training and self.gradient_checkpointing
-        if past_key_values is None and use_cache and not checkpointing:
-            return let_grow(DynamicCache(config=self.config))
-        return past_key_values
-
-    def _causal_mask(
-        self,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
-        position_ids: torch.Tensor,
-        cache_position: torch.Tensor,
-    ) -> torch.Tensor | None:
-        arguments = {
-            "config": self.config,
-            "inputs_embeds": inputs_embeds,
-            "input_embeds": inputs_embeds,
-            "attention_mask": attention_mask,
-            "cache_position": cache_position,
-            "past_key_values": past_key_values,
-            "position_ids": position_ids,
-        }
-        return create_causal_mask(**{name: arguments[name] for name in arguments.keys() & CAUSAL_MASK_ARGUMENTS})
+        if checkpointing and past_key_values is not None and torch.is_grad_enabled():
+            raise ValueError(
+                "A cache is given in training with gradient checkpointing, whose backward pass would fill it again; "
+                "call eval() or gradient_checkpointing_disable() first, or train without a cache."
+            )
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if past_key_values is not None or not use_cache or checkpointing:
+            return past_key_values
+        return DynamicCache(config=self.config) if is_traced() else GrowingCache(self.config)
 
 
 class InternLM2ForCausalLM(InternLM2PreTrainedModel, GrowingCacheMixin, GenerationMixin):
     """InternLM2 with its output head."""
 
-    # Each process has some rows of the head, and all logits; releases of Transformers name that differently.
-    _tp_plan = {"output": LlamaForCausalLM._tp_plan["lm_head"]}
+    # Each process has some rows of the head, and all logits.
+    _tp_plan = {"output": TP_PLAN_OF_HEAD}
 
     def __init__(self, config: InternLM2Config) -> None:
         super().__init__(config)
@@ -453,6 +453,7 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GrowingCacheMixin, Generati
         """Replace the output head."""
         self.output = value
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -464,8 +465,9 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GrowingCacheMixin, Generati
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        shift_labels: torch.LongTensor | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutput:
         """Predict the next token at every position; arguments not listed are `InternLM2Model.forward`'s.
 
         Args:
@@ -475,6 +477,7 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GrowingCacheMixin, Generati
             past_key_values: See `InternLM2Model.forward`.
             inputs_embeds: See `InternLM2Model.forward`.
             labels: Tokens to learn `(batch, seq)`, not shifted; -100 is ignored.
+            shift_labels: The token to learn at each position, already shifted, see `next_token_loss`.
             use_cache: See `InternLM2Model.forward`.
             logits_to_keep: How many last positions get logits (0: all), or the positions themselves.
             **kwargs: Passed to `InternLM2Model.forward` and the loss.
@@ -487,20 +490,20 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GrowingCacheMixin, Generati
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **cache_argument(past_key_values),
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.output(outputs.last_hidden_state[:, kept])  # (batch, kept, vocab)
         loss = None
-        if labels is not None:
-            loss = next_token_loss(logits, labels, num_items_in_batch=num_items_in_batch)
-        return CausalLMOutputWithPast(
+        if labels is not None or shift_labels is not None:
+            loss = next_token_loss(logits, labels, num_items_in_batch=num_items_in_batch, shift_labels=shift_labels)
+        return CausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **cache_argument(cache_of(outputs)),
         )

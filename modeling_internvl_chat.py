@@ -20,18 +20,37 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple, logging
 
 from .backbone_internvl import InternVLBackbone
 from .cache_internvl import GrowingCacheMixin
 from .chat_internvl import ChatMixin, tiles_of_one_conversation
+from .compat_internvl import (
+    CACHE_NAMES,
+    CausalLMOutput,
+    argument_names,
+    cache_argument,
+    cache_of,
+    check_argument_names,
+    first_slot,
+    is_sharded,
+    is_traced,
+    takes_cache,
+)
 from .configuration_internvl_chat import InternVLChatConfig
-from .generation_internvl import PictureGenerationMixin, is_further_step
-from .image_features_internvl import EncodedImages, check_places
+from .generation_internvl import ImageGenerationMixin, is_further_step
+from .image_features_internvl import (
+    EncodedImages,
+    PromptFeatures,
+    check_image_tokens,
+    feature_index,
+    insert_features,
+)
 from .loss_internvl import next_token_loss
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
+from .options_internvl import read_options
 from .prompt_internvl import prompt_format
 from .quantization_internvl import bitsandbytes_config, sparing_config
 from .scoring_internvl import ScoringMixin
@@ -73,7 +92,7 @@ def pixel_shuffle(features: torch.Tensor, factor: int, transposed: bool = False)
 
 
 class InternVLChatModel(
-    ChatMixin, ScoringMixin, PreTrainedModel, PictureGenerationMixin, GrowingCacheMixin, GenerationMixin
+    ChatMixin, ScoringMixin, PreTrainedModel, ImageGenerationMixin, GrowingCacheMixin, GenerationMixin
 ):
     """The whole model: pictures and text in, text out.
 
@@ -93,7 +112,7 @@ class InternVLChatModel(
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["InternVisionEmbeddings", "InternVisionEncoderLayer", "InternLM2DecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flash_attn_2 = True
@@ -118,6 +137,7 @@ class InternVLChatModel(
         self.mlp1 = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
         )
+        self._argument_names = argument_names(type(self).forward, type(self.language_model).forward)
         self.post_init()
 
     @classmethod
@@ -226,16 +246,20 @@ class InternVLChatModel(
         """Where inputs go. Under offload the first weights may be on no device at all; the embedding's hook knows."""
         return _input_device(self.get_input_embeddings())
 
-    def get_image_features(self, pixel_values: torch.Tensor, vision_batch_size: int | None = None) -> torch.Tensor:
+    def get_image_features(
+        self, pixel_values: torch.Tensor, vision_batch_size: int | None = None, return_dict: bool = False
+    ) -> torch.Tensor | BaseModelOutputWithPooling:
         """Turn tiles into image tokens, a bounded number of tiles at a time.
 
         Args:
             pixel_values: Normalised tiles `(tiles, channels, height, width)` on any device, any floating dtype.
             vision_batch_size: Tiles that the vision encoder takes at once; None means `config.vision_batch_size`, and
                 all of them in training. Memory grows with it, the result stays.
+            return_dict: Whether to return an output object, as Transformers' own models do.
 
         Returns:
-            Image features `(tiles, tile_tokens, hidden)`.
+            Image features `(tiles, tile_tokens, hidden)`; with `return_dict` an output that has them as
+            `pooler_output`, and the states of the vision encoder as `last_hidden_state` `(tiles, seq, channels)`.
 
         Raises:
             ValueError: If the shape does not fit the vision encoder and the pixel shuffle, or `vision_batch_size` is
@@ -246,18 +270,25 @@ class InternVLChatModel(
             vision_batch_size = self.config.vision_batch_size
         if vision_batch_size is not None and vision_batch_size < 1:
             raise ValueError(f"vision_batch_size is {vision_batch_size}; expected at least 1 tile, or None.")
-        device = _input_device(self.vision_model)
-        chunks = pixel_values.split(vision_batch_size or max(len(pixel_values), 1))
-        features = [self._encode_tiles(chunk.to(device)) for chunk in chunks]
-        return features[0] if len(features) == 1 else torch.cat(features)
+        is_whole = vision_batch_size is None or is_traced() or is_sharded(self.vision_model)
+        states, features = [], []
+        for tiles in [pixel_values] if is_whole else pixel_values.split(vision_batch_size):
+            patches = self.vision_model(
+                tiles.to(_input_device(self.vision_model)), select_layer=self.config.select_layer
+            ).last_hidden_state
+            features.append(self._project(patches, *tiles.shape[-2:]))
+            states += [patches] if return_dict else []
+        features = features[0] if len(features) == 1 else torch.cat(features)
+        if not return_dict:
+            return features
+        return BaseModelOutputWithPooling(last_hidden_state=torch.cat(states), pooler_output=features)
 
-    def _encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Turn tiles into image tokens all at once."""
+    def _project(self, states: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Turn the states `(tiles, seq, channels)` of tiles of `height` × `width` pixels into image tokens."""
         patch_size = self.config.vision_config.patch_size
-        states = self.vision_model(pixel_values, select_layer=self.config.select_layer).last_hidden_state
         tiles, _, channels = states.shape
-        rows, columns = (side // patch_size for side in pixel_values.shape[-2:])
-        patches = states[:, 1:].reshape(tiles, rows, columns, channels)  # the class token is not projected
+        # The class token is not projected: (tiles, rows, columns, channels)
+        patches = states[:, 1:].reshape(tiles, height // patch_size, width // patch_size, channels)
         features = pixel_shuffle(patches, self.config.downsample_factor, transposed=self.config.ps_version == "v1")
         features = features.flatten(1, 2)  # (tiles, tile_tokens, channels * factor²)
         return self.mlp1(features)  # (tiles, tile_tokens, hidden)
@@ -317,63 +348,125 @@ class InternVLChatModel(
         Raises:
             ValueError: As `encode_images`.
         """
+        read_options(generation_config)  # what is wrong is said here, and not at the first question
         session = ChatSession(self, tokenizer, generation_config, system)
         if pixel_values is not None:
             session.show(pixel_values, num_patches_list)
         return session
 
-    def embed_inputs(
+    def image_rows(
         self,
-        input_ids: torch.LongTensor,
         pixel_values: torch.Tensor | EncodedImages | None = None,
         image_flags: torch.Tensor | None = None,
         visual_features: torch.Tensor | None = None,
-        image_token_id: int | None = None,
         vision_batch_size: int | None = None,
-    ) -> torch.Tensor:
-        """Embed tokens, with image features in the places of the image tokens.
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Encode the images of a batch, in whatever form they are given.
 
         Args:
-            input_ids: Tokens `(batch, seq)`; `config.image_token_id` marks the places, row by row, tile by tile.
-            pixel_values: All tiles of the batch in order, see `get_image_features`, or what `encode_images` made of
-                them; None for text alone.
-            image_flags: 1 for each tile that has places, 0 for a dummy, `(tiles,)` or `(tiles, 1)`; None means all 1.
-            visual_features: Ready features `(tiles, tile_tokens, hidden)` instead of `pixel_values`.
-            image_token_id: The token that marks a place; None means the config's.
+            pixel_values: See `embed_inputs`.
+            image_flags: See `embed_inputs`.
+            visual_features: See `embed_inputs`.
             vision_batch_size: See `get_image_features`.
 
         Returns:
-            Embeddings `(batch, seq, hidden)`.
+            The features of all image tokens in order, `(features, hidden)`, None if there are none. Then a scalar 0
+            that depends on the vision encoder, None if it need not: where there are no tiles for text but other
+            processes may have some, the vision encoder runs on a dummy tile, so that all of them do the same.
 
         Raises:
-            ValueError: If the number of places is not the number of image features, or flags and tiles differ.
+            ValueError: If flags and tiles differ, flags have no tiles, tiles hold NaN, or images are given twice.
         """
         if pixel_values is not None and visual_features is not None:
             raise ValueError("Give pixel_values or visual_features, not both: the features would be computed twice.")
         if isinstance(pixel_values, EncodedImages):
             pixel_values, visual_features = None, pixel_values.features
-        image_token_id = self.config.image_token_id if image_token_id is None else image_token_id
         if visual_features is not None:
-            visual_features = _flagged(visual_features, image_flags)
-        elif pixel_values is not None:
+            rows = _flagged(visual_features, image_flags).flatten(0, -2)  # (features, hidden)
+            return rows if len(rows) else None, None
+        if image_flags is not None and pixel_values is None:
+            raise ValueError(
+                "image_flags are given without pixel_values; flags say which of the tiles are in the text."
+            )
+        dummy = pixel_values if self.training else None
+        if pixel_values is not None:
             _check_finite(pixel_values)
             tiles = _flagged(pixel_values, image_flags)
-            visual_features = self.get_image_features(tiles, vision_batch_size) if len(tiles) else None
-        input_ids = input_ids.to(self.device)
-        inputs_embeds = self.get_input_embeddings()(input_ids)
-        is_image = (input_ids == image_token_id).to(inputs_embeds.device)  # (batch, seq)
-        num_places = int(is_image.sum())
-        num_features = 0 if visual_features is None else visual_features.shape[:-1].numel()
-        check_places(num_places, num_features, image_token_id)
-        if num_features:
-            return inputs_embeds.masked_scatter(is_image.unsqueeze(-1), visual_features.to(inputs_embeds))
-        if pixel_values is not None and self.training:
-            # Dummy tiles alone: they keep the vision encoder in the graph, so that no other process waits for it.
-            return inputs_embeds + 0.0 * self.get_image_features(pixel_values, vision_batch_size).sum().to(
-                inputs_embeds
-            )
-        return inputs_embeds
+            if len(tiles):
+                return self.get_image_features(tiles, vision_batch_size).flatten(0, 1), None  # (features, hidden)
+        if dummy is None and is_sharded(self.vision_model):
+            size, config = self.config.tile_size, self.config.vision_config
+            dummy = torch.zeros(1, config.num_channels, size, size, device=_input_device(self.vision_model))
+        if dummy is None:
+            return None, None
+        return None, 0.0 * self.get_image_features(dummy, vision_batch_size).sum()
 
+    def embed_inputs(
+        self,
+        input_ids: torch.LongTensor | None,
+        pixel_values: torch.Tensor | EncodedImages | None = None,
+        image_flags: torch.Tensor | None = None,
+        visual_features: torch.Tensor | None = None,
+        image_token_id: int | None = None,
+        vision_batch_size: int | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embed tokens, with image features in the place of the image tokens.
+
+        Args:
+            input_ids: Tokens `(batch, seq)`; those with the id `config.image_token_id` stand for the features, row by
+                row, tile by tile. None if `inputs_embeds` are given.
+            pixel_values: All tiles of the batch in order, see `get_image_features`, or what `encode_images` made of
+                them; None for text alone.
+            image_flags: 1 for each tile that is in the text, 0 for a dummy, `(tiles,)` or `(tiles, 1)`; None means all
+                are 1.
+            visual_features: Ready features `(tiles, tile_tokens, hidden)` instead of `pixel_values`.
+            image_token_id: Id of the image token; None means the config's.
+            vision_batch_size: See `get_image_features`.
+            inputs_embeds: Embeddings `(batch, seq, hidden)` instead of the tokens' word embeddings. Without
+                `input_ids`, image tokens are those whose embedding is the image token's.
+
+        Returns:
+            Embeddings `(batch, seq, hidden)`.
+
+        Raises:
+            ValueError: If the number of image tokens is not the number of image features, flags and tiles differ, or
+                there are neither tokens nor embeddings.
+        """
+        # The vision encoder goes first, images or not: sharded processes must gather weights in the same order.
+        features, zero = self.image_rows(pixel_values, image_flags, visual_features, vision_batch_size)
+        image_token_id = self.config.image_token_id if image_token_id is None else image_token_id
+        inputs_embeds, is_image = self._words(input_ids, inputs_embeds, image_token_id)
+        if not is_traced():
+            check_image_tokens(int(is_image.sum()), 0 if features is None else len(features), image_token_id)
+        if features is not None:
+            return insert_features(inputs_embeds, feature_index(is_image), features)
+        return inputs_embeds if zero is None else inputs_embeds + zero.to(inputs_embeds)
+
+    def _words(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor | None, image_token_id: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return word embeddings `(batch, seq, hidden)`, and which of the tokens are image tokens `(batch, seq)`."""
+        if input_ids is None and inputs_embeds is None:
+            raise ValueError("Neither input_ids nor inputs_embeds are given; give one of them.")
+        embedding = self.get_input_embeddings()
+        if input_ids is not None:
+            input_ids = input_ids.to(self.device)
+            is_image = input_ids == image_token_id
+            inputs_embeds = embedding(input_ids) if inputs_embeds is None else inputs_embeds.to(self.device)
+        else:
+            image_embed = embedding(torch.tensor([image_token_id], device=self.device)).to(
+                inputs_embeds
+            )  # (1, hidden)
+            is_image = (inputs_embeds == image_embed).all(dim=-1)
+        if is_image.shape != inputs_embeds.shape[:2]:
+            raise ValueError(
+                f"input_ids are {tuple(is_image.shape)} and inputs_embeds {tuple(inputs_embeds.shape)}; expected the "
+                "same (batch, seq) for both."
+            )
+        return inputs_embeds, is_image.to(inputs_embeds.device)
+
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
@@ -391,46 +484,59 @@ class InternVLChatModel(
         logits_to_keep: int | torch.Tensor = 0,
         vision_batch_size: int | None = None,
         skip_logits: bool = False,
+        shift_labels: torch.LongTensor | None = None,
+        prompt_features: PromptFeatures | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutput:
         """Predict the next token at every position. The order of the first arguments is the official one.
 
         Args:
-            pixel_values: See `embed_inputs`; None for text alone.
+            pixel_values: See `embed_inputs`; None for text alone. Integers `(batch, seq)` in the first place are
+                `input_ids`: pixels are floating point.
             input_ids: See `embed_inputs`; or give `inputs_embeds`.
             attention_mask: 1 for tokens, 0 for padding, `(batch, kv_seq)`.
             position_ids: Positions `(batch, seq)`; by default they count on from the cache.
             image_flags: See `embed_inputs`.
-            past_key_values: Cache of earlier tokens.
+            past_key_values: Cache of earlier tokens; `cache` means the same.
             labels: Tokens to learn `(batch, seq)`, not shifted; -100 is ignored.
             use_cache: Whether to return a cache.
-            inputs_embeds: Ready embeddings `(batch, seq, hidden)` instead of `input_ids` and pictures.
+            inputs_embeds: Ready embeddings `(batch, seq, hidden)` instead of `input_ids`; images are put into them.
+                `input_ids` beside them and images say where.
             visual_features: See `embed_inputs`.
             loss_weight: Weight of each label `(batch, seq)`; the loss is then their weighted mean.
             logits_to_keep: How many last positions get logits (0: all), or the positions themselves.
             vision_batch_size: See `get_image_features`.
             skip_logits: Return the loss alone: logits then exist for a few tokens at a time, which saves most of the
                 memory of a long training step. By default they are returned, for trainers that look at them.
+            shift_labels: The token to learn at each position `(batch, seq)`, already shifted, as context parallelism
+                passes them: a shard of a sequence cannot shift over its border.
+            prompt_features: The images of a prompt, in a step of `generate`, which passes them.
             **kwargs: Passed to the language model (`output_hidden_states`, `output_attentions`, …).
 
         Returns:
             `loss` if labels are given, `logits (batch, kept, vocab)`, the cache, and what was asked for.
 
         Raises:
-            ValueError: If text and pictures do not fit, or not exactly one of ids and embeddings is given.
+            TypeError: If an argument is misspelt.
+            ValueError: If text and images do not fit, or arguments contradict each other.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        has_pictures = pixel_values is not None or visual_features is not None
-        if inputs_embeds is None and not has_pictures and is_further_step(input_ids, past_key_values):
-            # A step of a generation, which may well say the image token itself: pictures came before.
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-        elif inputs_embeds is None:
-            inputs_embeds = self.embed_inputs(
-                input_ids, pixel_values, image_flags, visual_features, vision_batch_size=vision_batch_size
-            )
+        if _is_ids(pixel_values):
+            if input_ids is not None:
+                raise ValueError("pixel_values are integers beside input_ids; expected tiles of floating point.")
+            pixel_values, input_ids = None, pixel_values
+        check_argument_names(kwargs, self._argument_names)
+        images = {
+            "pixel_values": pixel_values,
+            "image_flags": image_flags,
+            "visual_features": visual_features,
+            "vision_batch_size": vision_batch_size,
+        }
+        slot = first_slot(past_key_values, kwargs)
+        inputs_embeds = self.embeds_of_step(input_ids, inputs_embeds, images, past_key_values, prompt_features, slot)
+        has_labels = labels is not None or shift_labels is not None
+        _check_loss_arguments(has_labels, loss_weight, logits_to_keep, skip_logits)
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
-        head = self._plain_head(labels) if skip_logits else None
+        head = self._plain_head() if skip_logits else None
         language_model = self.language_model
         if skip_logits:
             language_model = language_model.get_decoder()
@@ -440,26 +546,64 @@ class InternVLChatModel(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **cache_argument(past_key_values),
             **kwargs,
         )
         logits, loss = (None, None) if skip_logits else (outputs.logits, None)
-        if labels is not None:
+        if has_labels:
             states = outputs.last_hidden_state if skip_logits else logits
-            loss = next_token_loss(states, labels, head, num_items_in_batch, loss_weight)
-        return CausalLMOutputWithPast(
+            loss = next_token_loss(states, labels, head, num_items_in_batch, loss_weight, shift_labels)
+        return CausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **cache_argument(cache_of(outputs)),
         )
 
-    def _plain_head(self, labels: torch.LongTensor | None) -> nn.Module:
-        """Return the output head, where logits are what it says and nothing else, and a loss is wanted."""
-        if labels is None:
-            raise ValueError("skip_logits is set, but there are no labels; nothing would be computed. Pass labels.")
+    def embeds_of_step(
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor | None,
+        images: dict[str, Any],
+        cache: Cache | None = None,
+        prompt_features: PromptFeatures | None = None,
+        slot: int | torch.Tensor = 0,
+    ) -> torch.Tensor:
+        """Return the embeddings of the tokens that a call of `forward` reads.
+
+        Args:
+            input_ids: See `forward`.
+            inputs_embeds: See `forward`.
+            images: The arguments of `image_rows`.
+            cache: Cache of earlier tokens.
+            prompt_features: See `forward`.
+            slot: Where in the whole sequence the first token stands.
+
+        Returns:
+            Embeddings `(batch, seq, hidden)`.
+
+        Raises:
+            ValueError: If text and images do not fit, or it is not clear what to read.
+        """
+        has_images = images["pixel_values"] is not None or images["visual_features"] is not None
+        if prompt_features is not None and inputs_embeds is None:
+            return prompt_features.embed(self.get_input_embeddings()(input_ids), slot)
+        if prompt_features is not None:
+            # Prompt tuning embeds the prompt's ids itself, and puts embeddings of its own before them.
+            return prompt_features.embed_found(*self._words(None, inputs_embeds, self.config.image_token_id))
+        if input_ids is not None and inputs_embeds is not None and not has_images:
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None and not has_images and is_further_step(input_ids, cache):
+            # A step of a generation, which may well say the image token itself: images came before.
+            return self.get_input_embeddings()(input_ids)
+        if input_ids is None and inputs_embeds is not None and not has_images:
+            return inputs_embeds
+        return self.embed_inputs(input_ids, inputs_embeds=inputs_embeds, **images)
+
+    def _plain_head(self) -> nn.Module:
+        """Return the output head, where logits are what it says and nothing else."""
         config = self.config.llm_config
         scaled = [name for name in SCALED_LOGITS if getattr(config, name, None) not in (None, 1.0)]
         if scaled:
@@ -491,8 +635,28 @@ def _flagged(tiles: torch.Tensor, image_flags: torch.Tensor | None) -> torch.Ten
 
 def _check_finite(pixel_values: torch.Tensor) -> None:
     # The extremes pass NaN on, and need no memory beside the pixels.
-    if pixel_values.numel() and not torch.isfinite(torch.stack(pixel_values.aminmax())).all():
-        raise ValueError("pixel_values holds NaN or infinite values; check the picture and its preprocessing.")
+    if is_traced() or not pixel_values.numel():
+        return
+    if not torch.isfinite(torch.stack(pixel_values.aminmax())).all():
+        raise ValueError("pixel_values holds NaN or infinite values; check the image and its preprocessing.")
+
+
+def _is_ids(pixel_values: Any) -> bool:
+    """Say whether the first argument of `forward` is token ids: pixels are floating point in four dimensions."""
+    is_tensor = isinstance(pixel_values, torch.Tensor)
+    return is_tensor and pixel_values.ndim == 2 and not pixel_values.is_floating_point()
+
+
+def _check_loss_arguments(
+    has_labels: bool, loss_weight: torch.Tensor | None, logits_to_keep: int | torch.Tensor, skip_logits: bool
+) -> None:
+    keeps_some = isinstance(logits_to_keep, torch.Tensor) or logits_to_keep != 0
+    if skip_logits and not has_labels:
+        raise ValueError("skip_logits is set, but there are no labels; nothing would be computed. Pass labels.")
+    if loss_weight is not None and not has_labels:
+        raise ValueError("loss_weight is given, but there are no labels to weigh; pass labels.")
+    if has_labels and keeps_some:
+        raise ValueError("labels need the logits of all positions, but logits_to_keep asks for some; leave it out.")
 
 
 def _input_device(module: nn.Module) -> torch.device:

@@ -15,7 +15,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from .collator_internvl import ConversationCollator
 from .grounding_internvl import GroundingMixin
 from .image_loading_internvl import flatten_images
-from .messages_internvl import Visual, prepare_conversation
+from .messages_internvl import Visual, media_apart, prepare_conversation
 from .prompt_internvl import (
     IMAGE_CONTEXT_TOKEN,
     IMAGE_PLACEHOLDER,
@@ -35,6 +35,8 @@ TEXT_KWARGS = ("padding", "padding_side", "truncation", "max_length", "pad_to_mu
 IGNORED_KWARGS = ("return_mm_token_type_ids", "return_token_type_ids", "do_sample_frames")
 # Under which callers of Transformers' processors nest them.
 NESTING_KWARGS = ("common_kwargs", "text_kwargs", "images_kwargs", "videos_kwargs", "processor_kwargs")
+# What belongs to a call of the processor among the arguments of `apply_chat_template`, beside image settings.
+CALL_KWARGS = (*TEXT_KWARGS, *IGNORED_KWARGS, *NESTING_KWARGS, "images", "videos", "num_frames", "return_tensors")
 # In place of every way to say it, once it is known for each picture.
 LIMITS_SETTLED = {"resolution": None, "max_patches": None, "crop_to_patches": None}
 
@@ -161,7 +163,15 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
             data["pixel_values"] = pixel_values.numpy() if return_tensors == "np" else pixel_values
         return BatchFeature(data)
 
-    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """Write messages as a prompt, or with `tokenize=True` turn them into model inputs.
 
         What a message says never becomes a control token, grounding tags aside. In a conversation with image items,
@@ -173,20 +183,38 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
                 list of such conversations. Image items may hold `max_tiles` or `resolution`, video items `num_frames`,
                 which go before those of the call.
             chat_template: Another template.
-            **kwargs: What `ProcessorMixin.apply_chat_template` takes, and what `__call__` takes.
+            tokenize: Whether to return model inputs.
+            return_dict: Whether model inputs are all that `__call__` returns; ids alone otherwise.
+            **kwargs: What `__call__` takes, and what the template and `ProcessorMixin.apply_chat_template` take, such
+                as `add_generation_prompt`.
 
         Returns:
             The prompt; with `tokenize=True` ids; with `return_dict=True` also what `__call__` returns.
 
         Raises:
             ValueError: If messages are not what they should be, or with `tokenize=True` an item names nothing and
-                nothing is given apart; as `__call__`.
+                nothing is given apart, or both name images; as `__call__`.
         """
-        given = {**kwargs, **(kwargs.get("processor_kwargs") or {})}
-        takes_places = not kwargs.get("tokenize") or "images" in given or "videos" in given
-        return super().apply_chat_template(
-            prepare_conversation(self.tokenizer, conversation, takes_places), chat_template=chat_template, **kwargs
+        call_names = {*CALL_KWARGS, *self.image_processor.valid_kwargs.__annotations__}
+        call = {name: kwargs.pop(name) for name in call_names & kwargs.keys()}
+        call = {**(call.pop("processor_kwargs", None) or {}), **call}
+        messages = prepare_conversation(
+            self.tokenizer, conversation, takes_places=not tokenize or "images" in call or "videos" in call
         )
+        # Images and videos stay beside the messages: releases rewrite what is in them before they render the template.
+        messages, media = media_apart(messages)
+        prompt = super().apply_chat_template(messages, chat_template=chat_template, **kwargs)
+        if not tokenize:
+            return prompt
+        if kwargs.get("return_assistant_tokens_mask"):
+            raise ValueError("return_assistant_tokens_mask is not available here; data_collator() makes such labels.")
+        for name, visuals in media.items():
+            if visuals and call.get(name) is not None:
+                raise ValueError(f"{name} are named in messages and given apart too; name all of them in one way.")
+            if visuals:
+                call[name] = visuals
+        inputs = self(text=prompt, **call)
+        return inputs if return_dict else inputs["input_ids"]
 
     def count_image_tokens(self, images: Any, **kwargs: Any) -> list[int]:
         """Count the image tokens that each image will take, without decoding it.

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from .cache_internvl import let_grow, stretching_limit
+from .cache_internvl import GrowingCache, stretching_limit
 from .chat_internvl import tiles_of_one_conversation
+from .generation_internvl import answering
 from .image_features_internvl import EncodedImages
-from .prompt_internvl import CUT, History, encode_prompt, guard_text, prompt_format
-from .streaming_internvl import GenerationOptions, in_one_place
+from .options_internvl import GenerationOptions
+from .prompt_internvl import CUT, IMAGE_CONTEXT_TOKEN, History, encode_prompt, guard_text, prompt_format
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,15 @@ class ScoringMixin:
         """
         num_tiles = tiles_of_one_conversation(pixel_values, num_patches_list)
         (turns,), prompts = self._open(tokenizer, pixel_values, [question], [history], [num_tiles], system)
-        inputs_embeds, attention_mask = self._embed_prompts(tokenizer, pixel_values, prompts)
-        options = {
-            **self._answer_options(tokenizer, generation_config),
-            "num_return_sequences": 1,
-            "return_dict_in_generate": True,
-            "output_logits": True,
-        }
-        output = self.generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **in_one_place(options))
+        inputs = self._encode_prompts(tokenizer, prompts) | {"pixel_values": pixel_values}
+        output = self._generate_answer(
+            tokenizer,
+            inputs,
+            generation_config,
+            num_return_sequences=1,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
         token_ids = output.sequences[0].tolist()
         # With beams: the row of each step's logits from which the answer's token was taken, and -1 after its end.
         beams = getattr(output, "beam_indices", None)
@@ -137,8 +139,13 @@ class ScoringMixin:
         num_tiles = tiles_of_one_conversation(pixel_values, num_patches_list)
         _, (prompt,) = self._open(tokenizer, pixel_values, [question], [history], [num_tiles], system)
         rows = [self._choice_ids(tokenizer, prompt, text, with_end) for text in texts]
-        prompt_embeds, _ = self._embed_prompts(tokenizer, pixel_values, [prompt])
-        scores = self._continuation_logprobs(prompt_embeds, rows)
+        with answering(self):
+            prompt_embeds = self.embed_inputs(
+                self._encode_prompts(tokenizer, [prompt])["input_ids"],
+                pixel_values,
+                image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT_TOKEN),
+            )
+            scores = self._continuation_logprobs(prompt_embeds, rows)
         return [_scored(tokenizer, *one) for one in zip(texts, rows, scores, strict=True)]
 
     def _choice_ids(self, tokenizer: PreTrainedTokenizerBase, prompt: str, choice: str, with_end: bool) -> list[int]:
@@ -160,7 +167,8 @@ class ScoringMixin:
         if limit is not None and longest > limit:
             # The prompt's keys are turned by an angle that depends on the length: nothing can be shared.
             return [self._unshared_logprobs(prompt_embeds, row) for row in rows]
-        cache = let_grow(DynamicCache())  # a choice is written beside the prompt, which is not copied for it
+        # A choice is written behind the prompt, which is not copied for it.
+        cache = GrowingCache(self.config, croppable=True)
         first = self(inputs_embeds=prompt_embeds, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0]
         scores = []
         for row in rows:

@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from .cache_internvl import let_grow, stretching_limit
+from .cache_internvl import GrowingCache, stretching_limit
 from .chat_internvl import checked_turns, place_in_front, tiles_of_one_conversation
 from .image_features_internvl import EncodedImages
+from .options_internvl import GenerationOptions, read_options
 from .prompt_internvl import IMAGE_CONTEXT_TOKEN, IMAGE_PLACEHOLDER, History, encode_prompt, prompt_format
-from .streaming_internvl import GenerationOptions, stream_answer
+from .streaming_internvl import stream_answer
 
 
 # Options under which `generate` does not extend one row of an ordinary cache, and the value that is harmless.
@@ -47,7 +48,7 @@ class ChatSession:
         self.history: list[tuple[str, str]] = []
         self.pictures: list[EncodedImages] = []
         self._waiting: list[EncodedImages] = []  # shown, and not yet asked about
-        self._cache: DynamicCache | None = None
+        self._cache: GrowingCache | None = None
         self._cached: list[int | EncodedImages] = []  # what each token of the cache stands for
         self._closed = False
 
@@ -113,7 +114,10 @@ class ChatSession:
         Raises:
             ValueError: As `chat`.
         """
+        if "streamer" in kwargs:
+            raise ValueError("stream yields the answer itself; leave out streamer, or call chat().")
         yield from stream_answer(
+            self.model,
             self.tokenizer,
             prompt_format(self.model.config.template).stop,
             self.generation_config if generation_config is None else generation_config,
@@ -202,10 +206,8 @@ class ChatSession:
         turns = checked_turns(past, question)
         num_tiles, tile_tokens = [len(picture) for picture in pictures], _common_tile_tokens(pictures)
         input_ids = encode_prompt(tokenizer, model._prompt(tokenizer, turns, num_tiles, tile_tokens, self.system))
-        options = model._answer_options(
-            tokenizer, self.generation_config if generation_config is None else generation_config
-        )
-        token_ids = self._answer_ids(input_ids, pictures, options, streamer)
+        generation_config = self.generation_config if generation_config is None else generation_config
+        token_ids = self._answer_ids(input_ids, pictures, generation_config, streamer)
         answer = model._answer_text(tokenizer, token_ids)
         self.history[:] = [*turns[:-1], (question, answer)]
         self.pictures[:] = pictures
@@ -215,7 +217,7 @@ class ChatSession:
         self,
         input_ids: list[int],
         pictures: Sequence[EncodedImages],
-        options: dict[str, Any],
+        generation_config: GenerationOptions,
         streamer: BaseStreamer | None,
     ) -> list[int]:
         """Generate after the prompt `input_ids`, reading as little of it as possible."""
@@ -225,25 +227,21 @@ class ChatSession:
         if stretched:
             self._forget()  # every length has its own angles
         tokens = _what_tokens_stand_for(input_ids, pictures, image_token_id)
-        keeps_cache = not stretched and _extends_a_cache(options, self.model.generation_config)
+        keeps_cache = not stretched and _extends_a_cache(generation_config, self.model.generation_config)
         kept = self._keep_beginning(tokens) if keeps_cache else 0
-        if keeps_cache:
-            options = {**options, "past_key_values": self._cache}
-        new_embeds = self.model.embed_inputs(
-            torch.tensor([input_ids[kept:]]),
-            visual_features=_features_after(pictures, tokens[:kept]),
-            image_token_id=image_token_id,
-        )
-        # What is in the cache is not read again; Transformers only counts it.
-        read = new_embeds.new_zeros(1, kept, new_embeds.shape[-1])
-        inputs_embeds = torch.cat([read, new_embeds], dim=1)  # (1, seq, hidden)
+        prompt = torch.tensor([input_ids])
+        inputs = {
+            "input_ids": prompt,
+            "attention_mask": torch.ones_like(prompt),
+            "visual_features": _features_after(pictures, tokens[:kept]),
+            "past_key_values": self._cache if keeps_cache else None,
+        }
         try:
-            (token_ids,) = self.model._answer_ids(
-                inputs_embeds, torch.ones(1, len(input_ids), dtype=torch.long), streamer, options
-            )
+            output = self.model._generate_answer(self.tokenizer, inputs, generation_config, streamer=streamer)
         except BaseException:
             self._forget()  # some layers may have read more than others
             raise
+        token_ids = (output if isinstance(output, torch.Tensor) else output.sequences)[0].tolist()
         if keeps_cache:
             self._cached = [*tokens, *token_ids][: self._cache.get_seq_length()]
         return token_ids
@@ -256,7 +254,7 @@ class ChatSession:
         pairs = zip(self._cached, tokens[:-1], strict=False)
         kept = next((i for i, (old, new) in enumerate(pairs) if old != new), min(len(self._cached), len(tokens) - 1))
         if kept == 0:
-            self._cache = let_grow(DynamicCache())
+            self._cache = GrowingCache(self.model.config, croppable=True)
         elif kept < len(self._cached):
             self._cache.crop(kept - len(self._cached))
         self._cached = self._cached[:kept]
@@ -297,8 +295,9 @@ def _features_after(pictures: Sequence[EncodedImages], read: Sequence[int | Enco
     return torch.cat(features) if features else None
 
 
-def _extends_a_cache(options: dict[str, Any], defaults: Any) -> bool:
+def _extends_a_cache(generation_config: GenerationOptions, defaults: Any) -> bool:
     """Say whether `generate` with these options extends an ordinary cache by one row."""
-    given = options.get("generation_config") or defaults
+    options = read_options(generation_config)
+    given = options.get("generation_config", defaults)
     values = {name: options.get(name, getattr(given, name, None)) for name in CACHELESS_OPTIONS}
     return all(values[name] in (None, harmless) for name, harmless in CACHELESS_OPTIONS.items())

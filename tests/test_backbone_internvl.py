@@ -38,7 +38,7 @@ def test_ready_embeddings():
 def test_places_must_fit():
     model, inputs = tiny_model(), make_inputs()
     inputs["input_ids"] = inputs["input_ids"][:, :4]  # what a trainer does that cuts at its max_length
-    with pytest.raises(ValueError, match="Image features and image tokens do not match.*places for 5"):
+    with pytest.raises(ValueError, match="Image features and image tokens do not match.*The text has 5"):
         model.base_model(**inputs | {"attention_mask": inputs["attention_mask"][:, :4]})
 
 

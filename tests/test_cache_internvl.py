@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from internvl_chat.cache_internvl import SPARE_TOKENS, GrowingLayer, let_grow, stretching_limit
+from internvl_chat.cache_internvl import SPARE_TOKENS, GrowingCache, GrowingLayer, stretching_limit
 from internvl_chat.configuration_internlm2 import InternLM2Config
 from internvl_chat.modeling_internlm2 import InternLM2ForCausalLM
 from transformers import DynamicCache, Phi3Config, Qwen2Config
@@ -15,6 +15,9 @@ from transformers.cache_utils import DynamicLayer
 
 def states(seq, batch=2, seed=0):
     return torch.randn(2, batch, 3, seq, 4, generator=torch.Generator().manual_seed(seed + seq))
+
+
+TWO_LAYERS = Phi3Config(num_hidden_layers=2, pad_token_id=0)
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +29,7 @@ def no_grad():
 
 def pair(*lengths, batch=2):
     """Return a growing and an ordinary cache of two layers, given the same tokens piece by piece."""
-    caches = let_grow(DynamicCache()), DynamicCache()
+    caches = GrowingCache(TWO_LAYERS), DynamicCache()
     for index, length in enumerate(lengths):
         for cache in caches:
             append(cache, length, batch, seed=index)
@@ -113,11 +116,11 @@ def test_a_cut_cache_uses_its_room_again():
 
 
 def rooms_of(cache):
-    return [[room.data_ptr() for room in layer._rooms] for layer in cache.layers]
+    return [[room.data_ptr() for room in layer._buffers] for layer in cache.layers]
 
 
 def configured_cache():
-    return let_grow(DynamicCache(config=Phi3Config(num_hidden_layers=2, pad_token_id=0)))
+    return GrowingCache(TWO_LAYERS)
 
 
 def test_all_layers_get_their_rooms_with_the_first():
@@ -136,8 +139,8 @@ def test_on_other_devices_each_layer_waits_for_its_own_tokens():
     """The next layer may be on another GPU."""
     growing = configured_cache()
     growing.update(*states(5).to("meta"), 0)
-    assert growing.layers[0]._rooms
-    assert not growing.layers[1]._rooms
+    assert growing.layers[0]._buffers
+    assert not growing.layers[1]._buffers
 
 
 @pytest.mark.parametrize("other", [states(5).double(), states(5, batch=1), states(SPARE_TOKENS + 6)])
@@ -237,7 +240,7 @@ def test_windows_stay_windows():
         sliding_window=8,
         layer_types=["sliding_attention", "full_attention"],
     )
-    sliding, full = let_grow(DynamicCache(config=config)).layers
+    sliding, full = GrowingCache(config).layers
     assert sliding.is_sliding
     assert isinstance(full, GrowingLayer)
 
@@ -269,11 +272,11 @@ def generated(model, **options):
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"cache_implementation": "dynamic"}, {"num_beams": 2}])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}])
 def test_generate_makes_one_by_default(model, options):
     output = generated(model, **options)
     assert all(type(layer) is GrowingLayer for layer in output.past_key_values.layers)
-    without = generated(model, **{**options, "use_cache": False, "cache_implementation": None})
+    without = generated(model, **{**options, "use_cache": False})
     assert without.past_key_values is None
     assert torch.equal(output.sequences, without.sequences)
 

@@ -179,5 +179,7 @@ def test_inputs_that_were_not_unpacked(model):
 
 
 def test_generate_with_pictures_and_no_ids(model):
-    with pytest.raises(ValueError, match="Pictures need input_ids with places for them"):
+    with pytest.raises(ValueError, match="Images need input_ids with image tokens"):
+        model.generate(pixel_values=tiles(1))
+    with pytest.raises(ValueError, match="has 0 image tokens .*but the images have 4"):  # they are in it already
         model.generate(inputs_embeds=model.embed_inputs(prompt(1), tiles(1)), pixel_values=tiles(1))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from internvl_chat.image_features_internvl import EncodedImages, check_places
+from internvl_chat.image_features_internvl import EncodedImages, check_image_tokens
 
 
 FEATURES = torch.arange(24.0).reshape(4, 3, 2)  # 4 tiles of 3 image tokens
@@ -34,6 +34,6 @@ def test_counts_that_do_not_fit(num_tiles):
 
 
 def test_places_and_features():
-    check_places(8, 8, 93)
-    with pytest.raises(ValueError, match=r"places for 4 image tokens \(id 93\), but the pictures have 8\. Build both"):
-        check_places(4, 8, 93)
+    check_image_tokens(8, 8, 93)
+    with pytest.raises(ValueError, match=r"has 4 image tokens \(id 93\), but the images have 8 features\. Build both"):
+        check_image_tokens(4, 8, 93)

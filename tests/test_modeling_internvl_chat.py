@@ -13,13 +13,24 @@ from internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl_chat.modeling_intern_vit import InternVisionModel
 from internvl_chat.modeling_internlm2 import InternLM2ForCausalLM
 from internvl_chat.modeling_internvl_chat import InternVLChatModel, pixel_shuffle
-from tiny_models import GREEDY, IMAGE_TOKEN, LOGITS, TILE_TOKENS, check_logits, prompt, tiles, tiny_config, tiny_model
+from tiny_models import (
+    GREEDY,
+    IMAGE_TOKEN,
+    LOGITS,
+    ROUNDING,
+    TILE_TOKENS,
+    check_logits,
+    prompt,
+    tiles,
+    tiny_config,
+    tiny_model,
+)
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
 from transformers import AutoConfig, DynamicCache, StaticCache
 
 
-FEATURES = {"atol": 2e-5, "rtol": 0.0}
+FEATURES = {"atol": 2e-5 * ROUNDING, "rtol": 0.0}
 
 
 @pytest.fixture
@@ -123,7 +134,7 @@ def test_bf16(golden_case, golden_model, backend):
     assert_close(features, tensors["bf16.extract_feature"], atol=0.25, rtol=0.0)
     difference = output.logits[..., tensors["bf16.logits.cols"]].float() - tensors["bf16.logits.at_cols"]
     assert difference.abs().mean() < 0.25
-    assert abs(output.loss - record["bf16_loss"]) < 0.1
+    assert abs(output.loss - record["bf16_loss"]) < 0.1 * ROUNDING
 
 
 # Equalities.
@@ -434,25 +445,25 @@ def test_select_layer_chooses_what_is_projected(select_layer):
 
 @pytest.mark.parametrize("call", ["forward", "generate"])
 def test_too_few_places(model, call):
-    with pytest.raises(ValueError, match=r"places for 4 image tokens \(id 93\), but the pictures have 8\."):
+    with pytest.raises(ValueError, match=r"The text has 4 image tokens \(id 93\), but the images have 8 features\."):
         getattr(model, call)(input_ids=prompt(1), pixel_values=tiles(2))
 
 
 @pytest.mark.parametrize("call", ["forward", "generate"])
 def test_too_many_places(model, call):
-    with pytest.raises(ValueError, match=r"places for 12 image tokens \(id 93\), but the pictures have 4\."):
+    with pytest.raises(ValueError, match=r"The text has 12 image tokens \(id 93\), but the images have 4 features\."):
         getattr(model, call)(input_ids=prompt(3), pixel_values=tiles(1))
 
 
 def test_wrong_image_token(model):
     model.img_context_token_id = 94
     assert model.config.image_token_id == 94
-    with pytest.raises(ValueError, match=r"places for 0 image tokens \(id 94\).*check config.image_token_id"):
+    with pytest.raises(ValueError, match=r"The text has 0 image tokens \(id 94\).*check config.image_token_id"):
         model(input_ids=prompt(1), pixel_values=tiles(1))
 
 
 def test_places_for_dummies_only(model):
-    with pytest.raises(ValueError, match="places for 8 image tokens.*but the pictures have 4"):
+    with pytest.raises(ValueError, match="has 8 image tokens.*but the images have 4"):
         model(input_ids=prompt(2), pixel_values=tiles(2), image_flags=torch.tensor([1, 0]))
 
 
@@ -460,13 +471,15 @@ def test_places_for_dummies_only(model):
 def test_places_without_pictures(model, training):
     """Forgotten, misspelt or flagged away: the places are never embedded as words in silence."""
     model.train(training)
-    for forgotten in ({}, {"pixel_value": tiles(1)}, {"pixel_values": tiles(1), "image_flags": torch.tensor([0])}):
-        with pytest.raises(ValueError, match="places for 4 image tokens.*but the pictures have 0"):
+    with pytest.raises(TypeError, match=r"forward\(\) got pixel_value, which nothing reads"):
+        model(input_ids=prompt(1), pixel_value=tiles(1))
+    for forgotten in ({}, {"pixel_values": tiles(1), "image_flags": torch.tensor([0])}):
+        with pytest.raises(ValueError, match="has 4 image tokens.*but the images have 0"):
             model(input_ids=prompt(1), **forgotten)
-        with pytest.raises(ValueError, match="but the pictures have 0"):
+        with pytest.raises(ValueError, match="but the images have 0"):
             model(input_ids=prompt(1), past_key_values=DynamicCache(), **forgotten)
     for nothing in ({}, {"past_key_values": None}, {"past_key_values": DynamicCache()}, {"inputs_embeds": None}):
-        with pytest.raises(ValueError, match="but the pictures have 0"):
+        with pytest.raises(ValueError, match="but the images have 0"):
             model.generate(prompt(1), max_new_tokens=2, **nothing)
 
 
@@ -478,7 +491,7 @@ def test_flags_choose_features_too(model):
 
 def test_nan(model):
     for call in (lambda **kwargs: model(**kwargs), model.generate):
-        with pytest.raises(ValueError, match="holds NaN or infinite values; check the picture"):
+        with pytest.raises(ValueError, match="holds NaN or infinite values; check the image"):
             call(input_ids=prompt(1), pixel_values=torch.full_like(tiles(1), float("nan")))
 
 
@@ -495,9 +508,10 @@ def test_pixels_and_features_together(model):
 
 def test_ids_and_embeddings(model):
     embeds = model.embed_inputs(prompt(1), tiles(1))
-    for inputs in ({}, {"input_ids": prompt(1), "inputs_embeds": embeds}):
-        with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
-            model(**inputs)
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        model(input_ids=prompt(1), inputs_embeds=embeds)
+    with pytest.raises(ValueError, match="Neither input_ids nor inputs_embeds are given"):
+        model()
 
 
 def test_tile_size_that_pixel_shuffle_cannot_cover(model):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from internvl_chat.prompt_internvl import decode_answer
-from internvl_chat.streaming_internvl import AnswerStream, in_one_place
+from internvl_chat.streaming_internvl import WINDOW_TOKENS, AnswerStream, stream_answer
 from transformers import GenerationConfig
 
 
@@ -38,13 +38,37 @@ def test_chinese_streams_without_blanks(tokenizer):
     assert stream.pieces.qsize() > 2
 
 
-def test_options_beside_a_generation_config_go_into_it():
-    given, stop = GenerationConfig(num_beams=2, max_new_tokens=3), object()
-    options = in_one_place(
-        {"generation_config": given, "max_new_tokens": 5, "eos_token_id": [2], "stopping_criteria": stop}
-    )
-    config = options.pop("generation_config")
-    assert options == {"stopping_criteria": stop}
-    assert (config.num_beams, config.max_new_tokens, config.eos_token_id) == (2, 5, [2])
-    assert (given.max_new_tokens, given.eos_token_id) == (3, None)
-    assert in_one_place({"max_new_tokens": 5}) == {"max_new_tokens": 5}
+def test_streaming_does_not_decode_the_answer_again(tokenizer):
+    """Each step decodes the last tokens alone, so a long answer costs as much for each token as a short one."""
+    decoded = []
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(tokenizer, name)
+
+        def decode(self, token_ids, **kwargs):
+            decoded.append(len(token_ids))
+            return tokenizer.decode(token_ids, **kwargs)
+
+    text = "The quick brown fox , he said , does n't jump over 图中的狗 . " * 40
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    stream = AnswerStream(Counting(), "<|im_end|>")
+    stream.put(torch.zeros(1, 0, dtype=torch.long))
+    for token_id in ids:
+        stream.put(torch.tensor([token_id]))
+    stream.end()
+    assert max(decoded) <= 2 * WINDOW_TOKENS
+    assert "".join(stream) == decode_answer(tokenizer, ids, "<|im_end|>").strip()
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_return_sequences": 2}, {"generation_config": GenerationConfig(num_beams=2)}]
+)
+def test_a_stream_is_one_sequence(options):
+    with pytest.raises(ValueError, match="is 2, but a stream is one sequence that is never revised; set it to 1"):
+        next(stream_answer(torch.nn.Linear(1, 1), None, "", options, None))
+
+
+def test_a_stream_has_no_other_streamer():
+    with pytest.raises(ValueError, match="yields the answer itself, but streamer is given too; leave it out"):
+        next(stream_answer(torch.nn.Linear(1, 1), None, "", {"streamer": object()}, None))

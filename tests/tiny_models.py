@@ -6,7 +6,18 @@ from internvl_chat.modeling_internvl_chat import InternVLChatModel
 from torch.testing import assert_close
 
 
-LOGITS = {"atol": 2e-4, "rtol": 0.0}
+def _rounding():
+    """Return how much coarser float32 products are here than where the goldens' tolerances were measured, at least 1.
+
+    Processors without AVX-512 add in another order, with up to three times the error.
+    """
+    left, right = torch.randn(2, 128, 128, generator=torch.Generator().manual_seed(0))
+    error = (left @ right - left.double() @ right.double()).abs().max().item()
+    return max(1.0, error / 5e-6)
+
+
+ROUNDING = _rounding()
+LOGITS = {"atol": 2e-4 * ROUNDING, "rtol": 0.0}
 IMAGE_TOKEN = 93  # of `tiny_config`
 TILE_TOKENS = 4
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # The oldest supported, the first of the fifth generation, one from its middle, the newest.
-RELEASES = ("4.57.6", "5.0.0", "5.10.4", "5.23.0")
+RELEASES = ("4.57.6", "5.0.0", "5.10.4", "5.23.0", "5.24.0")
 # Training and benchmarks have requirements of their own, which these environments lack.
 PINNED_ONLY = ("test_training_*", "test_benchmarks*", "test_memory_table*")
 PINS = dict(line.split("==") for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines() if "==" in line)
