@@ -249,7 +249,14 @@ for _output_class in (BackboneOutput, CausalLMOutput):
 
 
 # Arguments of `forward` that trainers and `generate` pass in some release, and which no signature names.
-ARGUMENTS_OF_CALLERS = {"cache_position", "num_items_in_batch", "return_dict", "logits_to_keep", "is_causal"}
+ARGUMENTS_OF_CALLERS = {
+    "cache_position",
+    "num_items_in_batch",
+    "return_dict",
+    "logits_to_keep",
+    "is_causal",
+    "tokenizer",
+}
 
 
 def argument_names(*functions: Callable) -> frozenset[str]:

@@ -80,11 +80,12 @@ class ImageGenerationMixin(DraftInputsMixin):
             "visual_features": visual_features,
             "vision_batch_size": vision_batch_size,
         }
+        _check_guesses(kwargs, generation_config, cache)
         with answering(self):
             if prompt_features is not None:
                 kwargs["prompt_features"] = self._own_features(prompt_features, vision_batch_size)
             elif input_ids is None or input_ids.shape[1] == 0:
-                _refuse_guesses(kwargs)
+                _check_guesses(kwargs, generation_config, None, has_ids=False)
                 if (inputs_embeds := self._prompt_embeds(None, inputs_embeds, images, image_token_id)) is not None:
                     kwargs["inputs_embeds"] = inputs_embeds
             elif inputs_embeds is not None:
@@ -209,10 +210,19 @@ def _prompt_ids(input_ids: Any, kwargs: dict[str, Any]) -> torch.LongTensor | No
     return input_ids
 
 
-def _refuse_guesses(kwargs: dict[str, Any]) -> None:
-    found = [name for name in GUESSING_ARGUMENTS if kwargs.get(name) is not None]
-    if found:
-        raise ValueError(f"{found[0]} needs the prompt's input_ids, but only inputs_embeds are given; give both.")
+def _check_guesses(
+    kwargs: Mapping[str, Any], generation_config: Any, cache: Cache | None, has_ids: bool = True
+) -> None:
+    """Refuse guesses where Transformers would check them against another text than the prompt."""
+    settings = {name: kwargs.get(name, getattr(generation_config, name, None)) for name in GUESSING_ARGUMENTS}
+    asked = [name for name, value in settings.items() if value is not None]
+    if asked and not has_ids:
+        raise ValueError(f"{asked[0]} needs the prompt's input_ids, but only inputs_embeds are given; give both.")
+    if asked and (num_cached := int(first_slot(cache, {}))):
+        raise ValueError(
+            f"{asked[0]} is given with a cache that holds {num_cached} tokens, but guesses are checked from the "
+            "beginning of the prompt; leave out the cache or the guesses."
+        )
 
 
 def _num_before(input_ids: torch.LongTensor, kwargs: dict[str, Any]) -> int:

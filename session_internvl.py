@@ -20,7 +20,15 @@ from .streaming_internvl import stream_answer
 
 
 # Options under which `generate` does not extend one row of an ordinary cache, and the value that is harmless.
-CACHELESS_OPTIONS = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True, "cache_implementation": None}
+CACHELESS_OPTIONS = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "use_cache": True,
+    "cache_implementation": None,
+    # Guesses are checked from the beginning of the prompt.
+    "prompt_lookup_num_tokens": None,
+    "assistant_model": None,
+}
 
 
 class ChatSession:
