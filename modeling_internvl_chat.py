@@ -27,12 +27,13 @@ from .backbone_internvl import InternVLBackbone
 from .cache_internvl import GrowingCacheMixin
 from .chat_internvl import ChatMixin, tiles_of_one_conversation
 from .configuration_internvl_chat import InternVLChatConfig
+from .conversation_internvl import History  # noqa: F401 (Transformers before 5.9 copies only what is imported here)
 from .generation_internvl import PictureGenerationMixin, is_further_step
 from .image_features_internvl import EncodedImages, check_places
 from .loss_internvl import next_token_loss
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
-from .prompt_internvl import prompt_format
+from .prompt_format_internvl import prompt_format
 from .quantization_internvl import bitsandbytes_config, sparing_config
 from .scoring_internvl import ScoringMixin
 from .session_internvl import ChatSession

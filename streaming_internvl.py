@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from .prompt_internvl import decode_answer
+from .conversation_internvl import decode_answer
 
 
 GenerationOptions = Mapping[str, Any] | GenerationConfig | None

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from internvl_chat.prompt_internvl import decode_answer
+from internvl_chat.conversation_internvl import decode_answer
 from internvl_chat.streaming_internvl import AnswerStream, in_one_place
 from transformers import GenerationConfig
 
