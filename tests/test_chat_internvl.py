@@ -179,9 +179,9 @@ def test_empty_question_and_answer_are_closed_turns(model, tokenizer):
         model.chat(tokenizer, None, "", SHORT, history=[("Hi", "")])
     finally:
         del model._answers
-    assert tokenizer.decode(prompts[0], spaces_between_special_tokens=False).endswith(
-        "user\nHi<|im_end|><|im_start|>assistant\n<|im_end|><|im_start|>user\n<|im_end|><|im_start|>assistant\n"
-    )
+    turns = "<|im_start|>user\nHi<|im_end|><|im_start|>assistant\n<|im_end|><|im_start|>user\n<|im_end|>"
+    expected = tokenizer(turns + "<|im_start|>assistant\n", add_special_tokens=False).input_ids
+    assert prompts[0][-len(expected) :] == expected
 
 
 def test_system_message_of_call_model_and_config(golden_model, tokenizer):
