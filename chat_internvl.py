@@ -1,6 +1,6 @@
 """Conversations with a model: `chat`, `batch_chat` and `chat_stream`.
 
-The text of a conversation is made in `prompt_internvl.py`; pictures come as tiles and pass through to the model.
+The ids of a conversation are made in `conversation_internvl.py`; images come as tiles and pass to the model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,18 +12,14 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
+from .conversation_internvl import History, decode_answer, encode_conversation, turns_of_history
 from .image_features_internvl import EncodedImages
 from .options_internvl import GenerationOptions, answer_options, seeing_answer_alone
-from .prompt_internvl import (
+from .prompt_format_internvl import (
     IMAGE_CONTEXT_TOKEN,
     IMAGE_END_TOKEN,
     IMAGE_PLACEHOLDER,
     IMAGE_START_TOKEN,
-    History,
-    decode_answer,
-    encode_prompt,
-    guard_text,
-    place_images,
     prompt_format,
 )
 from .streaming_internvl import stream_answer
@@ -196,7 +192,8 @@ class ChatMixin:
         """Answer each conversation's question and return the conversations with that turn added."""
         conversations, prompts = self._open(tokenizer, pixel_values, questions, histories, num_tiles, system)
         if verbose:
-            logger.info(f"{0 if pixel_values is None else len(pixel_values)} tiles, prompts: {prompts}")
+            texts = [tokenizer.decode(prompt) for prompt in prompts]
+            logger.info(f"{0 if pixel_values is None else len(pixel_values)} tiles, prompts: {texts}")
         answers = self._answers(tokenizer, pixel_values, prompts, generation_config, streamer)
         return [
             [*past, (question, answer)] for (*past, (question, _)), answer in zip(conversations, answers, strict=True)
@@ -210,8 +207,8 @@ class ChatMixin:
         histories: Sequence[History | None],
         num_tiles: Sequence[Sequence[int]],
         system: str | None,
-    ) -> tuple[list[list[tuple[str, str]]], list[str]]:
-        """Return each conversation as turns, the last of which awaits its answer, and as a prompt."""
+    ) -> tuple[list[list[tuple[str, str]]], list[list[int]]]:
+        """Return each conversation as turns, the last of which awaits its answer, and as the ids of its prompt."""
         conversations, prompts = [], []
         tile_tokens = self._tile_tokens(pixel_values)
         for question, history, counts in zip(questions, histories, num_tiles, strict=True):
@@ -235,35 +232,39 @@ class ChatMixin:
         num_tiles: Sequence[int],
         tile_tokens: int,
         system: str | None,
-    ) -> str:
-        """Write one conversation whose last turn awaits its answer: guarded, with places for its pictures."""
-        turns = [(guard_text(tokenizer, question), guard_text(tokenizer, answer)) for question, answer in turns]
-        (*history, (question, _)) = turns
-        if num_tiles:
-            history, question = place_images(history, question, num_tiles, tile_tokens)
+    ) -> list[int]:
+        """Return the ids of one conversation whose last turn awaits its answer, with its image tokens."""
         system = self.system_message if system is None else system
         if not isinstance(system, str):
             raise ValueError(f"system is {system!r}; expected text.")
-        return prompt_format(self.config.template).render(history, question, guard_text(tokenizer, system))
+        (*history, (question, _)) = turns
+        return encode_conversation(
+            tokenizer,
+            prompt_format(self.config.template),
+            turns_of_history(history, question, has_images=bool(num_tiles)),
+            num_tiles,
+            tile_tokens,
+            system,
+        )
 
     def _answers(
         self,
         tokenizer: PreTrainedTokenizerBase,
         pixel_values: torch.Tensor | EncodedImages | None,
-        prompts: Sequence[str],
+        prompts: Sequence[Sequence[int]],
         generation_config: GenerationOptions,
         streamer: BaseStreamer | None,
     ) -> list[str]:
         """Generate from prompts and decode."""
-        inputs = self._encode_prompts(tokenizer, prompts) | {"pixel_values": pixel_values}
+        inputs = self._padded(prompts) | {"pixel_values": pixel_values}
         output = self._generate_answer(tokenizer, inputs, generation_config, streamer=streamer)
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         per_prompt = len(sequences) // len(prompts)  # num_return_sequences: the first is the best
         return [self._answer_text(tokenizer, row) for row in sequences[::per_prompt].tolist()]
 
-    def _encode_prompts(self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+    def _padded(self, prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
         """Return the ids `(batch, seq)` of prompts, padded on the left, and their mask `(batch, seq)`."""
-        input_ids, attention_mask = _left_padded([encode_prompt(tokenizer, prompt) for prompt in prompts])
+        input_ids, attention_mask = _left_padded(prompts)
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     def _generate_answer(
@@ -288,7 +289,8 @@ class ChatMixin:
         return output
 
     def _answer_text(self, tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
-        return decode_answer(tokenizer, token_ids, prompt_format(self.config.template).stop).strip()
+        style = prompt_format(self.config.template)
+        return decode_answer(tokenizer, token_ids, style.stop, style.answer_header).strip()
 
 
 def _left_padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,41 +1,60 @@
 """Conversations as training batches: the loss is on the answers, whatever the number of turns and images.
 
-`processor.data_collator()` makes one; it goes where trainers take a `data_collator`. It needs no trainer itself.
+`processor.data_collator()` makes one; it goes where trainers take a `data_collator`. It needs no trainer itself. Its
+prompts are those of `chat` and the processor, piece by piece.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin
 
-from .messages_internvl import read_content
-from .prompt_internvl import IMAGE_END_TOKEN, IMAGE_PLACEHOLDER, IMAGE_START_TOKEN, VIDEO_PLACEHOLDER
+from .conversation_internvl import (
+    PromptEncoder,
+    checked_messages,
+    ids_of,
+    literal_placeholders,
+    read_content,
+    split_at,
+)
+from .prompt_format_internvl import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, PromptFormat, Turn
 from .tiling_internvl import tokens_per_tile
 
 
 IGNORED_LABEL = -100
+PLACEHOLDERS = {"image": IMAGE_PLACEHOLDER, "video": VIDEO_PLACEHOLDER}
 
 
 class ConversationCollator:
     """Turns conversations into batches whose labels are the answers, each with the token that ends it.
 
     Prompt and answer are encoded piece by piece, so that an answer's tokens are those that generation would have to
-    give after its prompt. A batch without images gets a dummy tile, flagged 0: the model sends it through the vision
-    encoder for nothing, so that no process of a distributed run waits for this one.
+    give after its prompt. As in the official training, turns are stripped of blanks around them, a conversation that
+    begins with an answer loses it, and what follows the last answer is left out. A batch without images gets a dummy
+    tile, flagged 0: the model sends it through the vision encoder, so that all processes of a distributed run do.
 
     `length` measures a conversation without decoding its images; `encode` and `join` are the two halves of a call.
 
     Args:
         processor: The checkpoint's processor.
-        **settings: Settings of the image processor, such as `max_tiles`.
+        control_tokens: Whether control tokens written in answers are learned as tokens; otherwise they are text.
+        num_frames: Frames of each video whose item does not say; None means all of them.
+        **settings: Settings of the image processor, such as `max_tiles`. The images of all turns of a conversation
+            share `total_max_tiles`.
     """
 
-    def __init__(self, processor: ProcessorMixin, **settings: Any) -> None:
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        control_tokens: bool = False,
+        num_frames: int | None = None,
+        **settings: Any,
+    ) -> None:
         self.processor = processor
-        self.settings = settings
+        self.control_tokens, self.num_frames, self.settings = control_tokens, num_frames, settings
         self.tile_size = processor.image_processor.plan((1, 1), **settings).tile_size
         side, patch_size, factor = self.tile_size, processor.patch_size, processor.downsample_factor
         self.tile_tokens = tokens_per_tile(side, side, patch_size, factor)
@@ -45,17 +64,17 @@ class ConversationCollator:
 
         Args:
             rows: Each has `messages`, as the processor's `apply_chat_template` takes them, with images in their items
-                or apart, in `images` (or a single `image`), in the order of the places for them: image items without
-                an image, `<image>` in the text of messages that have no image items; where there is neither, all stand
-                before the first question. Videos stand in their items.
+                or apart, in `images` (or a single `image`), in the order of the placeholders for them: image items
+                without an image, `<image>` in the text of messages that have no image items; where there is neither,
+                all stand before the first question. So it is with videos, in `videos` (or a single `video`).
 
         Returns:
             `input_ids`, `attention_mask` and `labels` (rows, seq); `pixel_values` (tiles, 3, tile_size, tile_size) and
             `image_flags` (tiles,).
 
         Raises:
-            ValueError: If images and places do not fit, there is no answer to learn or a picture in one, or the
-                pictures of several turns have more tiles than `total_max_tiles`.
+            ValueError: If images and placeholders do not fit, there is no answer to learn or an image in one, or an
+                added token in an answer would not be learned.
         """
         return self.join([self.encode(row) for row in rows])
 
@@ -92,17 +111,12 @@ class ConversationCollator:
         Raises:
             ValueError: See `__call__`.
         """
-        ids, labels, tiles = [], [], []
-        for piece, is_answer in self._pieces(row):
-            encoded = self.processor(**piece, add_special_tokens=False, **self.settings)
-            piece_ids = list(encoded["input_ids"][0])
-            ids += piece_ids
-            labels += piece_ids if is_answer else [IGNORED_LABEL] * len(piece_ids)
-            tiles += [encoded["pixel_values"]] if "pixel_values" in encoded else []
-        self._check_total(sum(map(len, tiles)))
+        turns, images = self._read(row)
+        tiles, num_tiles = self.processor.tiles_of([images], self.settings) if images else (None, [])
+        ids, labels = self._ids(turns, [int(count) for count in num_tiles])
         input_ids = torch.tensor(ids)
         row = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": torch.tensor(labels)}
-        return row | ({"pixel_values": torch.cat(tiles)} if tiles else {})
+        return row | ({} if tiles is None else {"pixel_values": tiles})
 
     def length(self, row: dict[str, Any]) -> int:
         """Count the tokens of a conversation, those of its images included, without decoding them; videos are decoded.
@@ -116,108 +130,133 @@ class ConversationCollator:
         Raises:
             ValueError: See `__call__`.
         """
-        length = num_tiles = 0
-        for piece, _ in self._pieces(row):
-            if piece["images"] and not piece["videos"]:
-                image_tokens = sum(self.processor.count_image_tokens(piece["images"], **self.settings))
-                length += image_tokens
-                num_tiles += image_tokens // self.tile_tokens
-                piece = {"text": piece["text"].replace(IMAGE_PLACEHOLDER, IMAGE_START_TOKEN + IMAGE_END_TOKEN)}
-            encoded = self.processor(**piece, add_special_tokens=False, **self.settings)
-            length += len(encoded["input_ids"][0])
-            num_tiles += len(encoded.get("pixel_values", ()))
-        self._check_total(num_tiles)
-        return length
+        turns, images = self._read(row)
+        num_tiles = self.processor.count_tiles(images, self.settings) if images else []
+        return len(self._ids(turns, num_tiles)[0])
 
-    def _pieces(self, row: dict[str, Any]) -> list[tuple[dict[str, Any], bool]]:
-        """Cut a conversation into pieces, what the processor encodes of each, and say which are answers."""
-        messages, images, clips = _with_visuals_apart(row)
-        texts = self._texts(messages)
-        _check_places([text for text, _ in texts], images, clips)
-        images, clips, pieces = iter(images), iter(clips), []
-        for text, is_answer in texts:
-            shown = list(islice(images, text.count(IMAGE_PLACEHOLDER))) or None
-            played = list(islice(clips, text.count(VIDEO_PLACEHOLDER))) or None
-            if is_answer and (shown or played):
-                raise ValueError("An answer has a picture, which no model could learn to say; expected text alone.")
-            pieces.append(({"text": text, "images": shown, "videos": played}, is_answer))
-        return pieces
-
-    def _texts(self, messages: list[dict[str, Any]]) -> list[tuple[str, bool]]:
-        """Write a conversation as prompts and answers in turn, and say which is which; nothing after the last."""
-        texts, written = [], ""
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            prompt = self._render(messages[:index], add_generation_prompt=True)
-            whole = self._render(messages[: index + 1])
-            if not (prompt.startswith(written) and whole.startswith(prompt)):
-                raise ValueError(
-                    "The chat template writes a prompt differently once its answer follows; expected one that only "
-                    "appends, so that answers can be told from prompts. Use the checkpoint's own template."
-                )
-            answer = whole[len(prompt) :].rstrip("\n")  # some templates end the line after the token that ends a turn
-            texts += [(prompt[len(written) :], False), (answer, True)]
-            written = prompt + answer
-        if not texts:
-            raise ValueError(f"No message of {len(messages)} has the role assistant, so there is nothing to learn.")
-        return texts
-
-    def _check_total(self, num_tiles: int) -> None:
-        """Refuse what the budget forbids: it is shared out within a turn, and turns do not know of each other."""
-        total = self.settings.get("total_max_tiles") or self.processor.image_processor.total_max_tiles
-        if total is not None and num_tiles > total:
-            raise ValueError(
-                f"The pictures of a conversation have {num_tiles} tiles, but total_max_tiles is {total}, which was "
-                "shared out in each turn alone: lower max_tiles."
-            )
-
-    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
-        return self.processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
+    def _ids(self, turns: Sequence[Turn], num_tiles: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Return ids and labels of a conversation."""
+        pieces = PromptEncoder(self.processor.tokenizer).encode(
+            self.processor.prompt_format,
+            turns,
+            num_tiles,
+            self.tile_tokens,
+            system=self.processor.system_message,
+            awaits_answer=False,
+            trusts_answers=self.control_tokens,
         )
+        labels = (piece.ids if piece.kind == "answer" else [IGNORED_LABEL] * len(piece.ids) for piece in pieces)
+        return ids_of(pieces), [label for piece_labels in labels for label in piece_labels]
+
+    def _read(self, row: dict[str, Any]) -> tuple[list[Turn], list[tuple[Any, int]]]:
+        """Return the turns up to the last answer, and their images in order, each with its `max_tiles`."""
+        messages = _learned_messages(row)
+        visuals = _visuals_in_order(row, messages)
+        limits = self.processor.limited([one for kind, one in visuals if kind == "image"], self.settings)
+        stills, shown, counts = iter(limits), [], []  # counts: frames of each video, 0 for an image
+        for index, (kind, visual) in enumerate(visuals):
+            is_video = kind == "video"
+            frames = self.processor.limited_frames(visual, f"videos[{index}]", self.num_frames) if is_video else []
+            counts.append(len(frames))
+            shown += frames or [next(stills)]
+        style, frames_of_each = self.processor.prompt_format, iter(counts)
+        return [_turn(style, role, items, frames_of_each) for role, items in messages], shown
 
 
-def _with_visuals_apart(row: dict[str, Any]) -> tuple[list[dict[str, Any]], list[Any], list[Any]]:
-    """Return messages whose image and video items are mere places, the images and the videos in their order.
+def _learned_messages(row: dict[str, Any]) -> list[tuple[str, list[Any]]]:
+    """Return role and items of each message up to the last answer: text, "image" and "video" with what they name.
 
     The row stays as it is.
     """
-    waiting = iter([row["image"]] if row.get("image") is not None else row.get("images") or ())
-    messages, visuals = [], {"image": [], "video": []}
-    for message in row["messages"]:
-        items = read_content(message["content"])
-        for item in items:
-            if item["type"] in visuals:
-                given_apart = waiting if item["type"] == "image" else iter(())
-                visuals[item["type"]].append(_visual_of(item, given_apart))
-        items = [{"type": item["type"]} if item["type"] in visuals else item for item in items]
-        messages.append({**message, "content": items})
-    images, clips = visuals["image"], visuals["video"]
-    questions = [message for message in messages if message["role"] == "user"]
-    typed = any(IMAGE_PLACEHOLDER in (item.get("text") or "") for message in questions for item in message["content"])
-    rest = list(waiting)
-    if questions and not images and not typed:
-        questions[0]["content"] = [{"type": "image"}] * len(rest) + questions[0]["content"]
-    return messages, images + rest, clips
+    if not isinstance(row.get("messages"), (list, tuple)):
+        raise ValueError(
+            f"A row has {', '.join(row)}; expected messages, a list of dicts with role and content. InternVL's own "
+            "files with conversations are read by training.conversations.read_conversations."
+        )
+    messages = [(one["role"], read_content(one.get("content"))) for one in checked_messages(row["messages"])]
+    asked = [index for index, (role, _) in enumerate(messages) if role not in ("system", "assistant")]
+    begins = min(asked, default=len(messages))
+    messages = [one for index, one in enumerate(messages) if index >= begins or one[0] == "system"]
+    last = max((index for index, (role, _) in enumerate(messages) if role == "assistant"), default=None)
+    if last is None:
+        raise ValueError(f"No message of {len(messages)} has the role assistant, so there is nothing to learn.")
+    return messages[: last + 1]
 
 
-def _visual_of(item: dict[str, Any], waiting: Iterator[Any]) -> Any:
-    """Return what an image or video item shows: its own, else the next of those that were given apart."""
-    kind = item["type"]
-    visual = item.get(kind)
-    visual = next(waiting, None) if visual is None else visual
-    if visual is None:
-        raise ValueError(f"There are more {kind} items than {kind}s; give the {kind} in each of them.")
-    return visual
-
-
-def _check_places(texts: Sequence[str], images: Sequence[Any], clips: Sequence[Any]) -> None:
-    """Make sure that each image and each video has a place; without any, `<image>` and `<video>` are text."""
-    for kind, visuals, placeholder in (("image", images, IMAGE_PLACEHOLDER), ("video", clips, VIDEO_PLACEHOLDER)):
-        places = sum(text.count(placeholder) for text in texts) if visuals else 0
-        if places != len(visuals):
+def _visuals_in_order(row: dict[str, Any], messages: list[tuple[str, list[Any]]]) -> list[tuple[str, Any]]:
+    """Return kind and source of each image and video; placeholders typed in questions become items of `messages`."""
+    waiting = {kind: _given_apart(row, kind) for kind in PLACEHOLDERS}
+    literal = literal_placeholders(items for _, items in messages)
+    typed = [kind for kind, placeholder in PLACEHOLDERS.items() if waiting[kind] and placeholder not in literal]
+    for index, (role, items) in enumerate(messages):
+        messages[index] = (role, _with_typed(items, typed) if role == "user" else items)
+    questions = [items for role, items in messages if role == "user"]
+    for kind in reversed(PLACEHOLDERS):
+        if questions and not any(item["type"] == kind for _, items in messages for item in items):
+            questions[0][:0] = [{"type": kind}] * len(waiting[kind])
+    shown = [item for _, items in messages for item in items if item["type"] in PLACEHOLDERS]
+    for kind, visuals in waiting.items():
+        marked = [item for item in shown if item["type"] == kind]
+        count = len(visuals) + sum(kind in item for item in marked)
+        if count != len(marked):
             raise ValueError(
-                f"There are {len(visuals)} {kind}s for {places} places before the last answer; give one {kind} item "
-                f"for each, or write {placeholder} once for each in a question, where it stands."
+                f"There are {count} {kind}s for {len(marked)} placeholders before the last answer; give one {kind} "
+                f"item for each, or write {PLACEHOLDERS[kind]} once for each in a question, where it stands."
             )
+    rest = {kind: iter(visuals) for kind, visuals in waiting.items()}
+    return [(item["type"], item.get(item["type"]) or next(rest[item["type"]])) for item in shown]
+
+
+def _given_apart(row: dict[str, Any], kind: str) -> list[Any]:
+    """Return the images or videos of a row that stand beside its messages, without the None of rows without any."""
+    given = row.get(kind)
+    given = row.get(f"{kind}s") if given is None else given if isinstance(given, list) else [given]
+    return [] if given is None else [visual for visual in given if visual is not None]
+
+
+def _with_typed(items: Sequence[dict[str, Any]], kinds: Sequence[str]) -> list[dict[str, Any]]:
+    """Return items in which the placeholders of these kinds, typed in text, are items."""
+    for kind in kinds:
+        split = []
+        for item in items:
+            texts = split_at(PLACEHOLDERS[kind], item["text"]) if item["type"] == "text" else ()
+            parts = [
+                {"type": kind, "typed": True} if text is None else {"type": "text", "text": text} for text in texts
+            ]
+            split += parts or [item]
+        items = split
+    return list(items)
+
+
+def _turn(style: PromptFormat, role: str, items: Sequence[dict[str, Any]], frames: Iterator[int]) -> Turn:
+    """Write a message as a turn: an image item ends its line, a video is a line for each frame."""
+    parts: list[str | None] = []
+    for item in items:
+        if item["type"] == "text":
+            parts.append(item["text"])
+            continue
+        if item["type"] not in PLACEHOLDERS:
+            raise ValueError(f"A message has content of type {item['type']}; expected text, image or video.")
+        count = next(frames)
+        for index in range(1, count + 1):
+            parts += [("\n" if index > 1 else "") + style.frame.format(index), None]
+        parts += [] if count else [None]
+        parts += [] if item.get("typed") else ["\n"]
+    turn = Turn(role, tuple(parts), is_learned=role == "assistant")
+    return turn if role == "system" else _stripped(turn)
+
+
+def _stripped(turn: Turn) -> Turn:
+    """Remove blanks around a turn."""
+    parts = list(turn.parts)
+    joined: list[str | None] = []
+    for part in parts:
+        if part is not None and joined and joined[-1] is not None:
+            joined[-1] += part
+        else:
+            joined.append(part)
+    if joined and joined[0] is not None:
+        joined[0] = joined[0].lstrip()
+    if joined and joined[-1] is not None:
+        joined[-1] = joined[-1].rstrip()
+    return replace(turn, parts=tuple(joined))

@@ -27,7 +27,7 @@ class InternVLChatConfig(PretrainedConfig):
         force_image_size: Side of a tile, in pixels; None means the vision config's.
         downsample_ratio: 1/n, where pixel shuffle turns n×n patches into one image token; 0.5 in every release.
         ps_version: Pixel shuffle `"v2"`, or `"v1"`, which transposes the grid (checkpoints before V1.5).
-        template: Name of the prompt format, see `prompt_internvl.py`.
+        template: Name of the prompt format, see `prompt_format_internvl.py`.
         system_message: System text; None means the one that the template was trained with.
         image_token_id: Id of `<IMG_CONTEXT>`; None means where the published tokenizers have it, seventh from the end
             of the vocabulary. A wrong id cannot pass in silence: the count of image tokens would not fit.

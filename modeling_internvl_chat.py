@@ -39,6 +39,7 @@ from .compat_internvl import (
     takes_cache,
 )
 from .configuration_internvl_chat import InternVLChatConfig
+from .conversation_internvl import History  # noqa: F401 (Transformers before 5.9 copies only what is imported here)
 from .generation_internvl import ImageGenerationMixin, is_further_step
 from .image_features_internvl import (
     EncodedImages,
@@ -50,12 +51,12 @@ from .image_features_internvl import (
 from .loss_internvl import next_token_loss
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
-from .options_internvl import read_options
-from .prompt_internvl import prompt_format
+from .options_internvl import GenerationOptions, read_options
+from .prompt_format_internvl import prompt_format
 from .quantization_internvl import bitsandbytes_config, sparing_config
 from .scoring_internvl import ScoringMixin
 from .session_internvl import ChatSession
-from .streaming_internvl import GenerationOptions
+from .streaming_internvl import stream_answer  # noqa: F401 (as `History`)
 from .tiling_internvl import tokens_per_tile
 
 

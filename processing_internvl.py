@@ -1,7 +1,7 @@
 """InternVL's processor: the only place that turns messages and images into model inputs.
 
-The prompt comes from the chat template; each `<image>` in it becomes the places of that image's tiles, each `<video>`
-first one `<image>` for each of its frames.
+The prompt comes from the chat template, which the checkpoint's prompt format writes. Each `<image>` in it becomes the
+image tokens of that image's tiles, each `<video>` first one `<image>` for each of its frames.
 """
 
 import re
@@ -9,20 +9,29 @@ from collections.abc import Iterable, Sequence
 from reprlib import repr as shortened
 from typing import Any
 
-from transformers import AutoTokenizer, BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+import torch
+from transformers import (
+    AutoTokenizer,
+    BaseImageProcessor,
+    BatchFeature,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.utils import logging
 
 from .collator_internvl import ConversationCollator
+from .conversation_internvl import PromptEncoder, Visual, decode_answer, media_apart, prepare_conversation
 from .grounding_internvl import GroundingMixin
 from .image_loading_internvl import flatten_images
-from .messages_internvl import Visual, media_apart, prepare_conversation
-from .prompt_internvl import (
+from .prompt_format_internvl import (
     IMAGE_CONTEXT_TOKEN,
     IMAGE_PLACEHOLDER,
+    PROMPT_FORMATS,
     VIDEO_PLACEHOLDER,
-    decode_answer,
-    encode_prompt,
-    place_images,
+    PromptFormat,
+    prompt_format,
 )
 from .tiling_internvl import is_size, tokens_per_tile
 from .token_map_internvl import TokenMapMixin
@@ -37,19 +46,29 @@ IGNORED_KWARGS = ("return_mm_token_type_ids", "return_token_type_ids", "do_sampl
 NESTING_KWARGS = ("common_kwargs", "text_kwargs", "images_kwargs", "videos_kwargs", "processor_kwargs")
 # What belongs to a call of the processor among the arguments of `apply_chat_template`, beside image settings.
 CALL_KWARGS = (*TEXT_KWARGS, *IGNORED_KWARGS, *NESTING_KWARGS, "images", "videos", "num_frames", "return_tensors")
+# Under which a folder is found.
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # In place of every way to say it, once it is known for each picture.
 LIMITS_SETTLED = {"resolution": None, "max_patches": None, "crop_to_patches": None}
+
+logger = logging.get_logger(__name__)
 
 
 class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
     """Joins InternVL's image processor and tokenizer.
 
+    The chat template is written by the prompt format that `template` names, as in `config.json` beside the tokenizer,
+    and saved with processor and tokenizer. A tokenizer's own `apply_chat_template`, and whoever tokenizes its text,
+    encodes control tokens that a user typed: this processor's keeps them text.
+
     Args:
         image_processor: Makes tiles.
         tokenizer: The checkpoint's tokenizer.
-        chat_template: Jinja template of the prompt that the model was trained with.
+        chat_template: A Jinja template in place of the format's; the collator, which needs a format, then refuses.
         patch_size: Side of a patch of the vision encoder, in pixels.
         downsample_factor: Side of the square of patches that becomes one image token.
+        template: Official name of the prompt format; None where `chat_template` is none of them.
+        system_message: System message of conversations without one; None means the format's own.
     """
 
     attributes = ["image_processor", "tokenizer"]
@@ -63,11 +82,66 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         chat_template: str | None = None,
         patch_size: int = 14,
         downsample_factor: int = 2,
+        template: str | None = "internlm2-chat",
+        system_message: str | None = None,
         **kwargs: Any,
     ) -> None:
         self.patch_size = patch_size
         self.downsample_factor = downsample_factor
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        written = None
+        if template is not None and tokenizer is not None:
+            writes_bos = PromptEncoder(tokenizer).begins_with_bos()
+            written = prompt_format(template).chat_template(system_message, writes_bos)
+        self.template = template if chat_template in (None, written) else None
+        self.system_message = system_message
+        super().__init__(image_processor, tokenizer, chat_template=written if chat_template is None else chat_template)
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> tuple[dict[str, Any], dict]:
+        """Read the processor's settings; the prompt format is the one that `config.json` of the folder names.
+
+        A template file of the folder is not used, unless the processor was saved with a template of its own: the
+        published ones, and this package's beside another checkpoint, write other prompts than `chat`.
+        """
+        hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if kwargs.get(name) is not None}
+        settings, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if settings.get("template", "unsaid") is None:
+            return settings, kwargs
+        try:
+            config, _ = PretrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
+        except OSError:  # a folder with the processor alone
+            config = {}
+        settings |= {name: config[name] for name in ("template", "system_message") if name in config}
+        found = settings.pop("chat_template", None)
+        if found is not None and not str(found).startswith("{#- InternVL prompt format"):
+            logger.warning_once(
+                f"The chat template of {pretrained_model_name_or_path} is not used; prompts are written in the format "
+                f"{settings.get('template', 'internlm2-chat')!r}, as chat() writes them. To use it, pass it as "
+                "chat_template=."
+            )
+        return settings, kwargs
+
+    @classmethod
+    def from_args_and_dict(cls, args: list[Any], processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Make a processor of its loaded parts; Transformers calls this. The loaded tokenizer gets its template."""
+        made = super().from_args_and_dict(args, processor_dict, **kwargs)
+        processor = made[0] if isinstance(made, tuple) else made
+        processor.tokenizer.chat_template = processor.chat_template
+        return made
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """The prompt format.
+
+        Raises:
+            ValueError: If the chat template is none of the package's.
+        """
+        if self.template is None:
+            raise ValueError(
+                "The processor has a chat template of its own; expected one of the package's prompt formats: load it "
+                "without chat_template=, or name the format with template=."
+            )
+        return prompt_format(self.template)
 
     @classmethod
     def _get_arguments_from_pretrained(
@@ -114,11 +188,12 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
 
         Args:
             images: One image, a list for one prompt or in the order of all `<image>`, or one list for each prompt;
-                whatever the image processor reads.
+                whatever the image processor reads. None in such a list is a prompt without images.
             text: One prompt or several, each with `<image>` where an image stands and `<video>` where a video does;
                 without images and videos these are plain text.
             videos: One video, a list for one prompt or in the order of all `<video>`, or one list for each prompt; a
-                video is what `frames_of` reads. Its `<video>` becomes "Frame1: <image>", a line for each frame.
+                video is what `frames_of` reads. Its `<video>` becomes "Frame1: <image>", a line for each frame
+                ("Frame-1: <image>" in the formats since InternVL 2.5).
             return_tensors: "pt" for tensors, "np" for arrays, None for lists (pixel values are always a tensor).
             **kwargs: `padding`, `padding_side` (default "left"), `truncation`, `max_length`, `pad_to_multiple_of`,
                 `add_special_tokens`; `num_frames` of each video; and what the image processor takes, such as
@@ -144,21 +219,18 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         if images is None and videos is None:
             self.image_processor.tile_limits(0, **image_kwargs)  # a wrong setting is wrong without images as well
         else:
-            prompts, groups = self._pictures_in_order(prompts, images, videos, num_frames, image_kwargs)
-        pixel_values = None
+            prompts, groups = self._images_in_order(prompts, images, videos, num_frames, image_kwargs)
+        pixel_values, tile_tokens, counts = None, 0, [[] for _ in prompts]
         if any(groups):
-            pictures = [[picture for picture, _ in group] for group in groups]
-            limits = [limit for group in groups for _, limit in group]
-            settings = {**image_kwargs, **LIMITS_SETTLED, "max_tiles": limits}
-            tiles = self.image_processor(pictures, return_tensors="pt", **settings)
-            pixel_values = tiles["pixel_values"]
+            pixel_values, num_tiles = self.tiles_of(groups, image_kwargs)
             tile_tokens = tokens_per_tile(*pixel_values.shape[-2:], self.patch_size, self.downsample_factor)
-            counts = tiles["num_patches"].split([len(group) for group in groups])
-            prompts = [
-                place_images([], prompt, count.tolist(), tile_tokens)[1]
-                for prompt, count in zip(prompts, counts, strict=True)
-            ]
-        data = self._encode(prompts, return_tensors, **text_kwargs)
+            counts = [count.tolist() for count in num_tiles.split([len(group) for group in groups])]
+        encoder, adds = PromptEncoder(self.tokenizer), text_kwargs.pop("add_special_tokens", True)
+        rows = [
+            encoder.encode_text(prompt, count, tile_tokens, adds)
+            for prompt, count in zip(prompts, counts, strict=True)
+        ]
+        data = self._pad(rows, return_tensors, **text_kwargs)
         if pixel_values is not None:
             data["pixel_values"] = pixel_values.numpy() if return_tensors == "np" else pixel_values
         return BatchFeature(data)
@@ -174,14 +246,14 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
     ) -> Any:
         """Write messages as a prompt, or with `tokenize=True` turn them into model inputs.
 
-        What a message says never becomes a control token, grounding tags aside. In a conversation with image items,
-        a typed `<image>` is text as well; without them it marks where an image of `images=` stands. So it is with
-        video items and `<video>`.
+        Control tokens in messages stay text, however they are cut into items; the prompt is marked for that with
+        characters that only this processor's call reads. In a conversation with image items, a typed `<image>` is text
+        as well; without them it marks where an image of `images=` stands. So it is with video items and `<video>`.
 
         Args:
             conversation: Messages with `role` and `content` (text, or a list of text, image and video items), or a
                 list of such conversations. Image items may hold `max_tiles` or `resolution`, video items `num_frames`,
-                which go before those of the call.
+                which take precedence over those of the call.
             chat_template: Another template.
             tokenize: Whether to return model inputs.
             return_dict: Whether model inputs are all that `__call__` returns; ids alone otherwise.
@@ -192,14 +264,18 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
             The prompt; with `tokenize=True` ids; with `return_dict=True` also what `__call__` returns.
 
         Raises:
-            ValueError: If messages are not what they should be, or with `tokenize=True` an item names nothing and
-                nothing is given apart, or both name images; as `__call__`.
+            ValueError: If messages are not what they should be, with `tokenize=True` an item names nothing and nothing
+                is given apart, both name images, or tools are given to a template that does not write them; as
+                `__call__`.
         """
+        for name in ("tools", "documents"):
+            if kwargs.get(name) and name not in str(chat_template or self.chat_template):
+                raise ValueError(f"{name} is given, but the chat template writes no {name}: put them into a message.")
         call_names = {*CALL_KWARGS, *self.image_processor.valid_kwargs.__annotations__}
         call = {name: kwargs.pop(name) for name in call_names & kwargs.keys()}
         call = {**(call.pop("processor_kwargs", None) or {}), **call}
         messages = prepare_conversation(
-            self.tokenizer, conversation, takes_places=not tokenize or "images" in call or "videos" in call
+            self.tokenizer, conversation, takes_placeholders=not tokenize or "images" in call or "videos" in call
         )
         # Images and videos stay beside the messages: releases rewrite what is in them before they render the template.
         messages, media = media_apart(messages)
@@ -227,25 +303,22 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
             For each image its tiles, thumbnail included, times the image tokens of a tile.
         """
         images = [images] if is_size(images) or not isinstance(images, (list, tuple)) else images
-        limits = self.image_processor.tile_limits(len(images), **kwargs)
-        pictures = [self._limited(image, limit) for image, limit in zip(images, limits, strict=True)]
-        settings = {**kwargs, **LIMITS_SETTLED, "max_tiles": [limit for _, limit in pictures]}
-        plans = self.image_processor.plan_all([source for source, _ in pictures], **settings)
-        return [
-            plan.num_tiles * tokens_per_tile(plan.tile_size, plan.tile_size, self.patch_size, self.downsample_factor)
-            for plan in plans
-        ]
+        side = kwargs.get("tile_size") or self.image_processor.tile_size
+        per_tile = tokens_per_tile(side, side, self.patch_size, self.downsample_factor)
+        return [count * per_tile for count in self.count_tiles(self.limited(images, kwargs), kwargs)]
 
-    def data_collator(self, **settings: Any) -> ConversationCollator:
+    def data_collator(self, control_tokens: bool = False, **settings: Any) -> ConversationCollator:
         """Return what turns rows of conversations into training batches, the loss on all answers.
 
         Args:
-            **settings: Settings of the image processor, such as `max_tiles`.
+            control_tokens: Whether control tokens written in answers, such as those of tool calls, are learned as
+                tokens; otherwise they are text.
+            **settings: `num_frames` of each video, and settings of the image processor, such as `max_tiles`.
 
         Returns:
             The `data_collator` of a trainer.
         """
-        return ConversationCollator(self, **settings)
+        return ConversationCollator(self, control_tokens, **settings)
 
     def post_process_image_text_to_text(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
@@ -265,7 +338,8 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         """
         rows = _rows_of_ids(generated_outputs)
         if skip_special_tokens:
-            return [decode_answer(self.tokenizer, row) for row in rows]
+            header = prompt_format(self.template).answer_header if self.template else ""
+            return [decode_answer(self.tokenizer, row, header=header) for row in rows]
         return [self.tokenizer.decode(row, skip_special_tokens=False, **kwargs) for row in rows]
 
     def _split_kwargs(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], int | None]:
@@ -279,29 +353,65 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         num_frames = kwargs.pop("num_frames", None)
         return text_kwargs, kwargs, num_frames
 
-    def _pictures_in_order(
+    def tiles_of(
+        self, groups: Sequence[Sequence[tuple[Any, int]]], image_kwargs: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cut images into tiles.
+
+        Args:
+            groups: For each prompt its images, each with its `max_tiles`; a prompt's images share `total_max_tiles`.
+            image_kwargs: Settings of the image processor.
+
+        Returns:
+            Tiles `(total_tiles, 3, tile_size, tile_size)`, and how many each image has `(images,)`.
+        """
+        limits = [limit for group in groups for _, limit in group]
+        images = [[image for image, _ in group] for group in groups]
+        settings = {**image_kwargs, **LIMITS_SETTLED, "max_tiles": limits}
+        tiles = self.image_processor(images, return_tensors="pt", **settings)
+        return tiles["pixel_values"], tiles["num_patches"]
+
+    def count_tiles(self, images: Sequence[tuple[Any, int]], image_kwargs: dict[str, Any]) -> list[int]:
+        """Count the tiles that `tiles_of` makes of one prompt's images, without decoding them."""
+        settings = {**image_kwargs, **LIMITS_SETTLED, "max_tiles": [limit for _, limit in images]}
+        return [plan.num_tiles for plan in self.image_processor.plan_all([one for one, _ in images], **settings)]
+
+    def limited(self, images: Sequence[Any], image_kwargs: dict[str, Any]) -> list[tuple[Any, int]]:
+        """Return each image with its `max_tiles`: of its own item, else of the call."""
+        limits = self.image_processor.tile_limits(len(images), **image_kwargs)
+        return [self._limited(image, limit) for image, limit in zip(images, limits, strict=True)]
+
+    def limited_frames(self, clip: Any, name: str, num_frames: int | None) -> list[tuple[Any, int]]:
+        """Return the frames of a video; each is one tile unless the item of a message sets another limit."""
+        clip = clip if isinstance(clip, Visual) else Visual(clip, {})
+        _, limit = self._limited(clip, 1)
+        return [(frame, limit) for frame in frames_of(clip.source, name, clip.settings.get("num_frames", num_frames))]
+
+    def _images_in_order(
         self, prompts: Sequence[str], images: Any, videos: Any, num_frames: int | None, image_kwargs: dict[str, Any]
     ) -> tuple[list[str], list[list[tuple[Any, int]]]]:
         """Write each `<video>` as its frames, and line up images and frames as the prompts name them.
 
         Returns:
-            The prompts, with `<image>` for each frame, and for each prompt its pictures with their `max_tiles`.
+            The prompts, with `<image>` for each frame, and for each prompt its images with their `max_tiles`.
         """
         images = [] if images is None else images
         image_groups = _deal(images, _nested_images(images), prompts, IMAGE_PLACEHOLDER, "images")
         clip_groups = [[] for _ in prompts]
         if videos is not None:
             clip_groups = _deal(videos, _nested_videos(videos), prompts, VIDEO_PLACEHOLDER, "videos")
-        limits = iter(self.image_processor.tile_limits(sum(map(len, image_groups)), **image_kwargs))
+        limited = iter(self.limited([image for group in image_groups for image in group], image_kwargs))
+        frame = (prompt_format(self.template) if self.template else PROMPT_FORMATS["internlm2-chat"]).frame
         lines = [
             _line_up(
                 prompt,
-                [self._limited(image, next(limits)) for image in group],
-                [self._limited_frames(clip, f"videos[{index}]", num_frames) for index, clip in enumerate(clips)],
+                [next(limited) for _ in group],
+                [self.limited_frames(clip, f"videos[{index}]", num_frames) for index, clip in enumerate(clips)],
+                frame,
             )
             for prompt, group, clips in zip(prompts, image_groups, clip_groups, strict=True)
         ]
-        return [prompt for prompt, _ in lines], [pictures for _, pictures in lines]
+        return [prompt for prompt, _ in lines], [shown for _, shown in lines]
 
     def _limited(self, image: Any, limit: int) -> tuple[Any, int]:
         """Unwrap an image of a message; what its item says goes before `limit`."""
@@ -310,24 +420,17 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         own = {name: value for name, value in image.settings.items() if name != "num_frames"}
         return image.source, self.image_processor.tile_limits(1, **own)[0] if own else limit
 
-    def _limited_frames(self, clip: Any, name: str, num_frames: int | None) -> list[tuple[Any, int]]:
-        """Return the frames of a video; each is one tile unless the item of a message says otherwise."""
-        clip = clip if isinstance(clip, Visual) else Visual(clip, {})
-        _, limit = self._limited(clip, 1)
-        return [(frame, limit) for frame in frames_of(clip.source, name, clip.settings.get("num_frames", num_frames))]
-
-    def _encode(
+    def _pad(
         self,
-        prompts: Sequence[str],
+        rows: list[list[int]],
         return_tensors: str | None,
         padding: bool | str | None = None,
         padding_side: str | None = None,
         truncation: bool | str | None = None,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
-        add_special_tokens: bool = True,
     ) -> dict[str, Any]:
-        rows = [encode_prompt(self.tokenizer, prompt, add_special_tokens) for prompt in prompts]
+        """Truncate and pad rows of ids, never within an image."""
         if max_length is not None:
             _check_length(max_length, is_used=truncation is not None or padding == "max_length")
         if truncation:
@@ -398,7 +501,7 @@ def _check_length(max_length: int, is_used: bool) -> None:
         raise ValueError(f"max_length is {max_length}: say truncation=True or padding='max_length' as well.")
 
 
-def _line_up(prompt: str, images: Sequence[Any], clips: Sequence[list[Any]]) -> tuple[str, list[Any]]:
+def _line_up(prompt: str, images: Sequence[Any], clips: Sequence[list[Any]], label: str) -> tuple[str, list[Any]]:
     """Write the frames of each `<video>`, and return images and frames in the order of their `<image>`."""
     if not clips:
         return prompt, list(images)
@@ -411,15 +514,16 @@ def _line_up(prompt: str, images: Sequence[Any], clips: Sequence[list[Any]]) -> 
             return match[0]
         frames = next(clips)
         lined_up.extend(frames)
-        return "\n".join(f"Frame{index}: {IMAGE_PLACEHOLDER}" for index in range(1, len(frames) + 1))
+        return "\n".join(label.format(index) + IMAGE_PLACEHOLDER for index in range(1, len(frames) + 1))
 
     return re.sub(f"{IMAGE_PLACEHOLDER}|{VIDEO_PLACEHOLDER}", write, prompt), lined_up
 
 
 def _nested_images(images: Any) -> list[list[Any]] | None:
     """Return one list of images for each prompt, if that is what the caller gave."""
-    if isinstance(images, (list, tuple)) and images and all(isinstance(one, (list, tuple)) for one in images):
-        return [flatten_images(group) for group in images]
+    is_list = isinstance(images, (list, tuple)) and any(isinstance(one, (list, tuple)) for one in images)
+    if is_list and all(isinstance(one, (list, tuple, type(None))) for one in images):
+        return [[image for image in flatten_images(group or []) if image is not None] for group in images]
     return None
 
 

@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from .cache_internvl import GrowingCache, stretching_limit
 from .chat_internvl import tiles_of_one_conversation
+from .conversation_internvl import History, PromptEncoder, turns_of_history
 from .generation_internvl import answering
 from .image_features_internvl import EncodedImages
 from .options_internvl import GenerationOptions
-from .prompt_internvl import CUT, IMAGE_CONTEXT_TOKEN, History, encode_prompt, guard_text, prompt_format
+from .prompt_format_internvl import IMAGE_CONTEXT_TOKEN, Turn, prompt_format
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class ScoringMixin:
         """
         num_tiles = tiles_of_one_conversation(pixel_values, num_patches_list)
         (turns,), prompts = self._open(tokenizer, pixel_values, [question], [history], [num_tiles], system)
-        inputs = self._encode_prompts(tokenizer, prompts) | {"pixel_values": pixel_values}
+        inputs = self._padded(prompts) | {"pixel_values": pixel_values}
         output = self._generate_answer(
             tokenizer,
             inputs,
@@ -137,28 +138,26 @@ class ScoringMixin:
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"choices is {choices!r}; expected a list with at least one text.")
         num_tiles = tiles_of_one_conversation(pixel_values, num_patches_list)
-        _, (prompt,) = self._open(tokenizer, pixel_values, [question], [history], [num_tiles], system)
-        rows = [self._choice_ids(tokenizer, prompt, text, with_end) for text in texts]
+        (turns,), (prompt,) = self._open(tokenizer, pixel_values, [question], [history], [num_tiles], system)
+        rows = [self._choice_ids(tokenizer, turns[-1][0], text, with_end) for text in texts]
         with answering(self):
             prompt_embeds = self.embed_inputs(
-                self._encode_prompts(tokenizer, [prompt])["input_ids"],
+                self._padded([prompt])["input_ids"],
                 pixel_values,
                 image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT_TOKEN),
             )
             scores = self._continuation_logprobs(prompt_embeds, rows)
         return [_scored(tokenizer, *one) for one in zip(texts, rows, scores, strict=True)]
 
-    def _choice_ids(self, tokenizer: PreTrainedTokenizerBase, prompt: str, choice: str, with_end: bool) -> list[int]:
+    def _choice_ids(self, tokenizer: PreTrainedTokenizerBase, question: str, choice: str, with_end: bool) -> list[int]:
         """Return a choice's tokens, as they follow the prompt when the model was trained."""
-        style = prompt_format(self.config.template)
-        answer = style.answer_space + guard_text(tokenizer, choice) + (style.stop if with_end else "")
-        prompt_ids = encode_prompt(tokenizer, prompt)
-        token_ids = encode_prompt(tokenizer, prompt + answer)
-        if token_ids[: len(prompt_ids)] != prompt_ids:  # one token would hold the seam; the model never reads it so
-            token_ids = encode_prompt(tokenizer, prompt + CUT + answer)
-        if len(token_ids) == len(prompt_ids):
+        turns = [*turns_of_history([], question, has_images=False), Turn("assistant", (choice,), is_learned=True)]
+        encoder = PromptEncoder(tokenizer)
+        pieces = encoder.encode(prompt_format(self.config.template), turns, awaits_answer=False)
+        token_ids = pieces[-1].ids if with_end else pieces[-1].ids[:-1]  # the token that ends it is the last one
+        if not token_ids:
             raise ValueError("A choice is empty, and without its end it has no tokens; leave it out or score its end.")
-        return token_ids[len(prompt_ids) :]
+        return token_ids
 
     def _continuation_logprobs(self, prompt_embeds: torch.Tensor, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         """Return the log-probability of each token of each continuation of one prompt `(1, seq, hidden)`."""

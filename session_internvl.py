@@ -13,9 +13,10 @@ from transformers.generation.streamers import BaseStreamer
 
 from .cache_internvl import GrowingCache, stretching_limit
 from .chat_internvl import checked_turns, place_in_front, tiles_of_one_conversation
+from .conversation_internvl import History
 from .image_features_internvl import EncodedImages
 from .options_internvl import GenerationOptions, read_options
-from .prompt_internvl import IMAGE_CONTEXT_TOKEN, IMAGE_PLACEHOLDER, History, encode_prompt, prompt_format
+from .prompt_format_internvl import IMAGE_CONTEXT_TOKEN, IMAGE_PLACEHOLDER, prompt_format
 from .streaming_internvl import stream_answer
 
 
@@ -213,7 +214,7 @@ class ChatSession:
         model, tokenizer = self.model, self.tokenizer
         turns = checked_turns(past, question)
         num_tiles, tile_tokens = [len(picture) for picture in pictures], _common_tile_tokens(pictures)
-        input_ids = encode_prompt(tokenizer, model._prompt(tokenizer, turns, num_tiles, tile_tokens, self.system))
+        input_ids = model._prompt(tokenizer, turns, num_tiles, tile_tokens, self.system)
         generation_config = self.generation_config if generation_config is None else generation_config
         token_ids = self._answer_ids(input_ids, pictures, generation_config, streamer)
         answer = model._answer_text(tokenizer, token_ids)

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from .conversation_internvl import decode_answer
 from .generation_internvl import training_between_steps
 from .options_internvl import GenerationOptions, read_options
-from .prompt_internvl import decode_answer
 
 
 # Tokens that are decoded together: a tokenizer looks at a token's neighbours, and at nothing further away.

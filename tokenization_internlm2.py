@@ -10,8 +10,10 @@ from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 from transformers import AddedToken, PreTrainedTokenizer
+from transformers.utils import logging
 
 
+logger = logging.get_logger(__name__)
 VOCAB_FILES_NAMES = {"vocab_file": "tokenizer.model"}
 
 # The official tokenizer tidies English punctuation in everything it decodes, whatever `clean_up_tokenization_spaces`
@@ -157,6 +159,26 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
             if isinstance(error.__context__, ValueError):
                 raise error.__context__ from None
             raise
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """Write messages as a prompt, as every tokenizer does; it cannot guard control tokens that a user typed.
+
+        They are encoded as control tokens, here and wherever the text is tokenized. `chat`, the processor and its
+        collator keep them text.
+
+        Args:
+            conversation: Messages with `role` and `content`.
+            *args: What the base class takes.
+            **kwargs: What the base class takes.
+
+        Returns:
+            The prompt, or ids.
+        """
+        logger.warning_once(
+            "The tokenizer's apply_chat_template encodes control tokens typed in messages as control tokens; for text "
+            "of other people, use the processor's apply_chat_template or chat(), which keep them text."
+        )
+        return super().apply_chat_template(conversation, *args, **kwargs)
 
     @property
     def vocab_size(self) -> int:

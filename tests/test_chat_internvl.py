@@ -130,7 +130,7 @@ def test_closing_the_stream_stops_the_model(model, tokenizer, monkeypatch):
 
 
 def test_stream_raises_what_chat_raises(model, tokenizer, tiles):
-    with pytest.raises(ValueError, match="1 <image> for 2 picture"):
+    with pytest.raises(ValueError, match="1 <image> for 2 image"):
         list(model.chat_stream(tokenizer, tiles, "<image>", SHORT, num_patches_list=[3, 2]))
 
 
@@ -179,9 +179,9 @@ def test_empty_question_and_answer_are_closed_turns(model, tokenizer):
         model.chat(tokenizer, None, "", SHORT, history=[("Hi", "")])
     finally:
         del model._answers
-    assert prompts[0].endswith(
-        "user\nHi<|im_end|><|im_start|>assistant\n<|im_end|><|im_start|>user\n<|im_end|><|im_start|>assistant\n"
-    )
+    turns = "<|im_start|>user\nHi<|im_end|><|im_start|>assistant\n<|im_end|><|im_start|>user\n<|im_end|>"
+    expected = tokenizer(turns + "<|im_start|>assistant\n", add_special_tokens=False).input_ids
+    assert prompts[0][-len(expected) :] == expected
 
 
 def test_system_message_of_call_model_and_config(golden_model, tokenizer):
@@ -239,9 +239,9 @@ def test_tokens_per_tile_come_from_the_tiles(model, tokenizer):
 
 BAD_CALLS = [
     ({"num_patches_list": [1, 2]}, r"num_patches_list \[1, 2\] counts 3 tiles, but pixel_values has 5"),
-    ({"num_patches_list": [3, 2]}, r"1 <image> for 2 picture.*Write <image> once for each picture"),
-    ({"question": "<image><image>"}, "2 <image> for 1 picture"),
-    ({"history": [("a", "b")]}, "0 <image> for 1 picture"),
+    ({"num_patches_list": [3, 2]}, r"1 <image> for 2 image.*Write <image> once for each image"),
+    ({"question": "<image><image>"}, "2 <image> for 1 image"),
+    ({"history": [("a", "b")]}, "0 <image> for 1 image"),
     ({"history": ["ab"]}, r"history\[0\] is 'ab'; expected a pair of texts \(question, answer\)"),
     ({"history": [("a", "b"), ("c",)]}, r"history\[1\] is .*expected a pair of texts"),
     ({"history": [("a", None)]}, r"history\[0\] is \('a', None\)"),

@@ -4,6 +4,7 @@ import base64
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -152,9 +153,8 @@ def test_turns_share_a_total_of_tiles(processor):
     item = {"type": "image", "image": WIDE}
     assert len(collate([{"messages": turn([item, item], "Alike.")}])["pixel_values"]) == 2
     row = {"messages": turn([item], "Blue.") + turn([item], "Again.")}
-    for refuse in (collate.encode, collate.length):
-        with pytest.raises(ValueError, match="have 6 tiles, but total_max_tiles is 4.*lower max_tiles"):
-            refuse(row)
+    assert len(collate.encode(row)["pixel_values"]) == 2
+    assert collate.length(row) == len(collate.encode(row)["input_ids"])
 
 
 def test_typed_control_tokens_stay_text(processor, collate):
@@ -165,15 +165,68 @@ def test_typed_control_tokens_stay_text(processor, collate):
     assert (batch["labels"] == end).sum() == 1
 
 
+def test_turns_as_the_official_training_has_them(processor, collate):
+    """Stripped; an answer before the first question is lost, and a row's own system message is kept as it is."""
+    plain = turn("What is it?", "red")
+    system, lost = {"role": "system", "content": " Be brief. "}, {"role": "assistant", "content": "Hello!"}
+    spaced = [{**message, "content": f" \n{message['content']}\n "} for message in plain]
+    expected, *others = [collate([{"messages": one}]) for one in (plain, spaced, [lost, *plain])]
+    for other in others:
+        assert torch.equal(other["labels"], expected["labels"])
+        assert torch.equal(other["input_ids"], expected["input_ids"])
+    ids = collate([{"messages": [system, lost, *plain]}])["input_ids"][0].tolist()
+    assert " Be brief. " in processor.tokenizer.decode(ids)
+
+
+def test_rows_without_images_beside_rows_with_some(processor, collate):
+    messages = turn("What is it?", "red")
+    bare = collate([{"messages": messages}])
+    for images in (None, [], [None]):
+        assert torch.equal(collate([{"messages": messages, "images": images}])["input_ids"], bare["input_ids"])
+    made = processor(text=["a", "<image>b"], images=[None, [RED]])
+    assert len(made["pixel_values"]) == 1
+
+
+def test_videos_beside_messages(collate):
+    clip, question = [RED, WIDE], "What happens?"
+    item = {"type": "video", "video": clip}
+    expected, *others = [
+        collate([{"messages": turn([item, {"type": "text", "text": question}], "It turns.")}]),
+        collate([{"messages": turn(f"<video>\n{question}", "It turns."), "videos": [clip]}]),
+        collate([{"messages": turn(question, "It turns."), "video": np.stack([np.asarray(RED)] * 2)}]),
+    ]
+    for other in others:
+        assert torch.equal(other["input_ids"], expected["input_ids"])
+    assert torch.equal(others[0]["pixel_values"], expected["pixel_values"])
+
+
+def test_the_work_grows_with_the_turns(processor, collate, monkeypatch):
+    """Every turn is tokenized as often as in a short conversation."""
+    seen = []
+    tokenize = type(processor.tokenizer)._tokenize
+    monkeypatch.setattr(
+        type(processor.tokenizer), "_tokenize", lambda self, text, **kw: seen.append(len(text)) or tokenize(self, text)
+    )
+    work = []
+    for count in (5, 20):
+        seen.clear()
+        collate.encode({"messages": turn("What is it?", "red") * count})
+        work.append(sum(seen))
+    system = work[0] - (work[1] - work[0]) // 3
+    assert work[1] - system == 4 * (work[0] - system)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"messages": turn("<image> or <image>?", "One."), "images": [RED]}, "1 images for 2 places"),
-        ({"messages": turn("<image>?", "One."), "images": [RED, RED]}, "2 images for 1 places"),
-        ({"messages": turn([{"type": "image"}], "One.")}, "more image items than images"),
-        ({"messages": turn("Draw it.", [{"type": "image", "image": RED}])}, "An answer has a picture"),
-        ({"messages": turn([{"type": "video"}], "One.")}, "more video items than videos; give the video in each"),
+        ({"messages": turn("<image> or <image>?", "One."), "images": [RED]}, "1 images for 2 placeholders"),
+        ({"messages": turn("<image>?", "One."), "images": [RED, RED]}, "2 images for 1 placeholders"),
+        ({"messages": turn([{"type": "image"}], "One.")}, "0 images for 1 placeholders"),
+        ({"messages": turn("Draw it.", [{"type": "image", "image": RED}])}, "An answer has an image"),
+        ({"messages": turn([{"type": "video"}], "One.")}, "0 videos for 1 placeholders.*give one video item for each"),
         ({"messages": [{"role": "user", "content": "Hi"}]}, "No message of 1 has the role assistant"),
+        ({"messages": [{"role": "assistant", "content": "Hi"}]}, "No message of 0 has the role assistant"),
+        ({"conversations": []}, "A row has conversations; expected messages, a list of dicts with role and content"),
     ],
 )
 def test_what_does_not_fit(collate, row, message):

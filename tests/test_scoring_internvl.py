@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from internvl_chat.configuration_internvl_chat import InternVLChatConfig
+from internvl_chat.conversation_internvl import PromptEncoder, decode_answer, encode_conversation, turns_of_history
 from internvl_chat.image_processing_internvl import InternVLImageProcessor
 from internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl_chat.processing_internvl import InternVLProcessor
-from internvl_chat.prompt_internvl import decode_answer, encode_prompt, guard_text, prompt_format
+from internvl_chat.prompt_format_internvl import prompt_format
 from internvl_chat.scoring_internvl import ScoredAnswer
 from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer
 from PIL import Image
@@ -167,7 +168,10 @@ def test_text_several_pictures_encoded_pictures_and_history(model, tokenizer, ti
     (alone,) = model.score_choices(tokenizer, None, "And?", ["yes"], history=history, system="Be brief.")
     prompt = "<|im_start|>system\nBe brief.<|im_end|><|im_start|>user\nHello<|im_end|><|im_start|>assistant\nGood day"
     prompt += "<|im_end|><|im_start|>user\nAnd?<|im_end|><|im_start|>assistant\n"
-    assert_near(alone.logprobs, separate_pass(model, encode_prompt(tokenizer, prompt), alone.token_ids, None))
+    assert_near(
+        alone.logprobs,
+        separate_pass(model, PromptEncoder(tokenizer).encode_text(prompt, [], 0), alone.token_ids, None),
+    )
 
 
 def test_a_typed_end_stays_text(model, tokenizer):
@@ -192,11 +196,13 @@ def test_other_language_models(case, golden_model, goldens):
     tokenizer = InternLM2Tokenizer.from_pretrained(goldens / "tokenizer")
     model = golden_model(case)
     scored = model.score_choices(tokenizer, None, "Hello", ["yes", "certainly not", "是的"])
-    prompt = prompt_format(model.config.template).render([], guard_text(tokenizer, "Hello"), model.system_message)
+    turns = turns_of_history([], "Hello", has_images=False)
+    style = prompt_format(model.config.template)
+    prompt = encode_conversation(tokenizer, style, turns, system=model.system_message)
     for choice in scored:
-        assert_near(choice.logprobs, separate_pass(model, encode_prompt(tokenizer, prompt), choice.token_ids, None))
+        assert_near(choice.logprobs, separate_pass(model, prompt, choice.token_ids, None))
     greedy = model.chat_with_logprobs(tokenizer, None, "Hello", SHORT)
-    assert_near(greedy.logprobs, separate_pass(model, encode_prompt(tokenizer, prompt), greedy.token_ids, None))
+    assert_near(greedy.logprobs, separate_pass(model, prompt, greedy.token_ids, None))
 
 
 def test_a_choice_never_melts_into_the_prompt(golden_model, goldens):

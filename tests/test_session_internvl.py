@@ -283,7 +283,7 @@ def test_a_failure_leaves_the_history(model, tokenizer, tiles, monkeypatch):
     session = model.start_chat(tokenizer, tiles, SHORT)
     session.chat(QUESTIONS[0])
     history, pictures = list(session.history), list(session.pictures)
-    with pytest.raises(ValueError, match="3 <image> for 2 picture"):
+    with pytest.raises(ValueError, match="3 <image> for 2 image"):
         session.chat("<image><image>", tiles[:1])
     layer = model.language_model.model.layers[-1]
     with monkeypatch.context() as patch:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from internvl_chat.prompt_internvl import decode_answer
+from internvl_chat.conversation_internvl import decode_answer
 from internvl_chat.streaming_internvl import WINDOW_TOKENS, AnswerStream, stream_answer
 from transformers import GenerationConfig
 

@@ -441,3 +441,11 @@ def test_configuration_of_the_package():
     assert config["tokenizer_class"] == "InternLM2Tokenizer"
     assert config["model_max_length"] == 32768
     assert "chat_template" not in config
+
+
+def test_its_chat_template_warns_that_it_guards_nothing(tokenizer, caplog):
+    caplog.set_level("WARNING")
+    messages = [{"role": "user", "content": "a<|im_end|>b"}]
+    text = tokenizer.apply_chat_template(messages, chat_template="{{ messages[0]['content'] }}", tokenize=False)
+    assert text == "a<|im_end|>b"
+    assert "encodes control tokens typed in messages as control tokens; for text of other people, use" in caplog.text

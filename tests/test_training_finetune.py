@@ -171,6 +171,8 @@ def test_ways_to_name_images(tmp_path, pictures, collate):
     assert urls[0]["images"] == ["https://example.org/a.png"]
     (clip,) = read(tmp_path, {"messages": [{"role": "user", "content": [{"type": "video", "path": "a.mp4"}]}, answer]})
     assert clip["messages"][0]["content"] == [{"type": "video", "path": str(tmp_path / "a.mp4")}]
+    (clip,) = read(tmp_path, {"video": "a.mp4", "conversations": turns(("<video>\nWhat?", "a"))})
+    assert clip["videos"] == [str(tmp_path / "a.mp4")]
 
 
 @pytest.mark.parametrize(
@@ -182,6 +184,7 @@ def test_ways_to_name_images(tmp_path, pictures, collate):
             {"conversations": turns(("<image>", "x"))},
             "<image> marks the place of an image, but there is none",
         ),
+        ({"conversations": turns(("<video>", "x"))}, "<video> marks the place of a video, but there is none"),
     ],
 )
 def test_lines_that_are_no_conversation(tmp_path, line, problem):
@@ -195,7 +198,7 @@ def test_lines_that_are_no_conversation(tmp_path, line, problem):
         ({"conversations": [{"from": "human", "value": "x"}]}, ":1: No message of 1 has the role assistant"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "x"}]},
-            ":1: There are more image items than images; give the image in each of them",
+            ":1: There are 0 images for 1 placeholders before the last answer",
         ),
         (
             {"image": "red.png", "conversations": turns(("<image><image>", "x"))},

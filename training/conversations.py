@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 
 logger = logging.getLogger(__name__)
-PLACEHOLDER = "<image>"
+PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 
 
@@ -23,14 +23,16 @@ def read_conversations(file: Path, image_folder: Path | None = None) -> Iterator
 
     A line has `messages` (`role` and `content`, the latter text or a list of text, image and video items) or, as
     InternVL's own files, `conversations` (`from` and `value`). `<image>` marks the places of the images in `image` or
-    `images`; where none is marked, they stand before the first question.
+    `images`, `<video>` those of the clips in `video` or `videos`; where none is marked, they stand before the first
+    question.
 
     Args:
         file: The file.
         image_folder: Where relative paths start; None means the file's folder.
 
     Yields:
-        Rows for the processor's data collator, `messages` and `images`; and `origin`, file and line, for errors.
+        Rows for the processor's data collator, `messages`, `images` and `videos`; and `origin`, file and line, for
+        errors.
 
     Raises:
         ValueError: If a line is not understood.
@@ -51,8 +53,7 @@ def read_conversations(file: Path, image_folder: Path | None = None) -> Iterator
 
 
 def _parse(record: dict[str, Any], folder: Path) -> dict[str, Any]:
-    images = record.get("images") or record.get("image") or []
-    images = [_located(image, folder) for image in (images if isinstance(images, list) else [images])]
+    visuals = {f"{kind}s": _visuals(record, kind, folder) for kind in PLACEHOLDERS}
     if "conversations" in record:
         messages = [{"role": _role(turn["from"]), "content": turn["value"]} for turn in record["conversations"]]
     else:
@@ -61,9 +62,18 @@ def _parse(record: dict[str, Any], folder: Path) -> dict[str, Any]:
     for item in items:
         item.update({key: _located(item[key], folder) for key in ("image", "video", "path", "url") if item.get(key)})
     asked = [str(message["content"]) for message in messages if message["role"] == "user"]
-    if any(PLACEHOLDER in text for text in asked) and not images and all(item["type"] == "text" for item in items):
-        raise ValueError(f"{PLACEHOLDER} marks the place of an image, but there is none")
-    return {"messages": messages, "images": images}
+    for kind, placeholder in PLACEHOLDERS.items():
+        is_marked = any(placeholder in text for text in asked) and all(item["type"] == "text" for item in items)
+        if is_marked and not visuals[f"{kind}s"]:
+            article = "an" if kind == "image" else "a"
+            raise ValueError(f"{placeholder} marks the place of {article} {kind}, but there is none")
+    return {"messages": messages, **visuals}
+
+
+def _visuals(record: dict[str, Any], kind: str, folder: Path) -> list[Any]:
+    """Return the images or videos that stand beside the messages."""
+    visuals = record.get(f"{kind}s") or record.get(kind) or []
+    return [_located(visual, folder) for visual in (visuals if isinstance(visuals, list) else [visuals])]
 
 
 def _role(name: str) -> str:
