@@ -202,9 +202,12 @@ def test_lines_that_are_no_conversation(tmp_path, line, problem):
         ),
         (
             {"image": "red.png", "conversations": turns(("<image><image>", "x"))},
-            ":1: There are 1 images for 2 places .* or write <image> once for each in a question",
+            ":1: There are 1 images for 2 placeholders .* or write <image> once for each in a question",
         ),
-        ({"image": ["red.png"] * 2, "conversations": turns(("<image>", "y"))}, "There are 2 images for 1 places"),
+        (
+            {"image": ["red.png"] * 2, "conversations": turns(("<image>", "y"))},
+            "There are 2 images for 1 placeholders",
+        ),
         ({"image": "gone.png", "conversations": turns(("<image>", "x"))}, r":1: .*gone.png"),
     ],
 )
