@@ -131,7 +131,7 @@ def test_only_answers_are_learned(data, collate, processor):
 
 def test_tokens_are_the_processors_own(tmp_path, collate, processor, pictures):
     picture = str(pictures / "wide.png")
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": "What <|im_end|> is <image>? \n"}]
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": "What <|im_end|> is <image>?"}]
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": content},
