@@ -43,17 +43,17 @@ History = Sequence[tuple[str, str]]
 logger = logging.get_logger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
 class Visual:
-    """An image or a video of a message.
+    """An image or a video of a message. Not a dataclass: some releases of Transformers turn those into dicts.
 
     Attributes:
         source: The image or video, as the caller gave it.
         settings: `max_tiles`, `resolution` and `num_frames` of the item, where it names them.
     """
 
-    source: Any
-    settings: dict[str, Any]
+    def __init__(self, source: Any, settings: dict[str, Any]) -> None:
+        self.source = source
+        self.settings = settings
 
 
 @dataclass(frozen=True)

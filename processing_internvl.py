@@ -104,16 +104,19 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         published ones, and this package's beside another checkpoint, write other prompts than `chat`.
         """
         hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if kwargs.get(name) is not None}
+        given = kwargs.pop("chat_template", None)
         settings, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if settings.get("template", "unsaid") is None:
-            return settings, kwargs
+        if settings.get("template", "unsaid") is None:  # saved with a template of the caller's own
+            return settings | ({} if given is None else {"chat_template": given}), kwargs
         try:
             config, _ = PretrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
         except OSError:  # a folder with the processor alone
             config = {}
         settings |= {name: config[name] for name in ("template", "system_message") if name in config}
         found = settings.pop("chat_template", None)
-        if found is not None and not str(found).startswith("{#- InternVL prompt format"):
+        if given is not None:
+            settings["chat_template"] = given
+        elif found is not None and not str(found).startswith("{#- InternVL prompt format"):
             logger.warning_once(
                 f"The chat template of {pretrained_model_name_or_path} is not used; prompts are written in the format "
                 f"{settings.get('template', 'internlm2-chat')!r}, as chat() writes them. To use it, pass it as "

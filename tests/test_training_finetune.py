@@ -131,7 +131,7 @@ def test_only_answers_are_learned(data, collate, processor):
 
 def test_tokens_are_the_processors_own(tmp_path, collate, processor, pictures):
     picture = str(pictures / "wide.png")
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": "What <|im_end|> is <image>? \n"}]
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": "What <|im_end|> is <image>?"}]
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": content},
@@ -202,9 +202,12 @@ def test_lines_that_are_no_conversation(tmp_path, line, problem):
         ),
         (
             {"image": "red.png", "conversations": turns(("<image><image>", "x"))},
-            ":1: There are 1 images for 2 places .* or write <image> once for each in a question",
+            ":1: There are 1 images for 2 placeholders .* or write <image> once for each in a question",
         ),
-        ({"image": ["red.png"] * 2, "conversations": turns(("<image>", "y"))}, "There are 2 images for 1 places"),
+        (
+            {"image": ["red.png"] * 2, "conversations": turns(("<image>", "y"))},
+            "There are 2 images for 1 placeholders",
+        ),
         ({"image": "gone.png", "conversations": turns(("<image>", "x"))}, r":1: .*gone.png"),
     ],
 )
