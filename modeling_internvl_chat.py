@@ -52,7 +52,7 @@ from .loss_internvl import next_token_loss
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
 from .options_internvl import GenerationOptions, read_options
-from .prompt_format_internvl import prompt_format
+from .prompt_format_internvl import PromptFormat, prompt_format
 from .quantization_internvl import bitsandbytes_config, sparing_config
 from .scoring_internvl import ScoringMixin
 from .session_internvl import ChatSession
@@ -202,6 +202,11 @@ class InternVLChatModel(
     @img_context_token_id.setter
     def img_context_token_id(self, value: int) -> None:
         self.config.image_token_id = value
+
+    @property
+    def conv_template(self) -> PromptFormat:
+        """The prompt format, under the name by which the official card's streaming recipe reads its `sep`."""
+        return prompt_format(self.config.template)
 
     @property
     def system_message(self) -> str:

@@ -86,6 +86,11 @@ class PromptFormat:
     answer_header: str = ""
 
     @property
+    def sep(self) -> str:
+        """`stop`, under the name by which the official card's streaming recipe asks `model.conv_template` for it."""
+        return self.stop
+
+    @property
     def answer_start(self) -> str:
         """What stands before an answer that the model is to give."""
         return self.turns["assistant"][0]
