@@ -40,7 +40,7 @@ from .compat_internvl import (
 )
 from .configuration_internvl_chat import InternVLChatConfig
 from .conversation_internvl import History  # noqa: F401 (Transformers before 5.9 copies only what is imported here)
-from .generation_internvl import ImageGenerationMixin, is_further_step
+from .generation_internvl import ImageGenerationMixin, answering, is_further_step
 from .image_features_internvl import (
     EncodedImages,
     PromptFeatures,
@@ -328,7 +328,8 @@ class InternVLChatModel(
         if not num_tiles:
             raise ValueError("There are no pictures to encode; give their tiles, as the image processor makes them.")
         _check_finite(pixel_values)
-        features = self.get_image_features(pixel_values, vision_batch_size)
+        with answering(self):
+            features = self.get_image_features(pixel_values, vision_batch_size)
         return EncodedImages(features, tuple(num_tiles))
 
     def start_chat(

@@ -63,12 +63,9 @@ class AnswerStream(BaseStreamer):
         self.pieces.put(None)
 
     def __iter__(self) -> Iterator[str]:
-        while True:
-            self.wanted.release()
-            piece = self.pieces.get()
-            if piece is None:
-                return
+        while (piece := self.pieces.get()) is not None:
             yield piece
+            self.wanted.release()
 
     def _text(self) -> str:
         text = decode_answer(self.tokenizer, self.token_ids or [], self.stop)
@@ -77,11 +74,13 @@ class AnswerStream(BaseStreamer):
     def _give(self, text: str, until: int) -> None:
         if until <= self.given:
             return
-        self.pieces.put(text[self.given : until])
-        self.given = until
-        if self.model is not None:
-            with training_between_steps(self.model):
-                self.wanted.acquire()
+        piece, self.given = text[self.given : until], until
+        if self.model is None:
+            self.pieces.put(piece)
+            return
+        with training_between_steps(self.model):
+            self.pieces.put(piece)
+            self.wanted.acquire()
 
     def _move_window(self, text: str) -> None:
         """Drop the first tokens, if the others alone end in the same text; else the next step tries again."""

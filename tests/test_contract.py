@@ -57,8 +57,7 @@ def result(model, **given):
     try:
         with torch.no_grad():
             output = model(**given)
-    except (ValueError, TypeError) as error:
-        assert len(str(error)) > 20
+    except (ValueError, TypeError):
         return None
     parts = [output.loss, output.logits]
     return torch.cat([part.flatten() for part in parts if part is not None])

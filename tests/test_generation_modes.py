@@ -15,6 +15,7 @@ from transformers import (
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
+    generation,
     pipeline,
 )
 
@@ -260,22 +261,24 @@ def test_continuous_batching(model, processor):
 
 @pytest.mark.parametrize("part", ["model", "language_model"])
 def test_continuous_batching_of_text(model, processor, part):
-    """Up to 5.22 it needs what a CPU lacks; where it runs, it says what greedy decoding says."""
+    """Where this release has it for CPUs, it says what greedy decoding says."""
     subject = model if part == "model" else model.language_model
+    config = copy.deepcopy(model.generation_config)
+    config.do_sample, config.max_new_tokens = False, 6
+    # By default the cache takes most of the machine's memory; releases ask for the limit in different places.
+    config.num_blocks, config.max_batch_tokens = 64, 256
+    limits = {}
+    if hasattr(generation, "ContinuousBatchingConfig"):
+        limits["continuous_batching_config"] = generation.ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=256)
     prompts = [processor.tokenizer(text).input_ids for text in ("Hello", "What is this?")]
     try:
-        answers = subject.generate_batch(prompts, max_new_tokens=6, generation_config=config_of(model))
+        answers = subject.generate_batch(prompts, generation_config=config, **limits)
     except Exception as error:  # noqa: BLE001 (whatever this release lacks on this machine)
         pytest.skip(f"continuous batching does not run here: {error}")
     rows = [answer.generated_tokens for answer in answers.values()]
     if len(rows) != len(prompts):
         pytest.skip("continuous batching does not run here: its thread ended without an answer")
     for ids, row in zip(prompts, rows, strict=True):
-        expected = subject.generate(torch.tensor([ids]), generation_config=config_of(model), max_new_tokens=6)
-        assert row == expected[0, len(ids) :].tolist()
-
-
-def config_of(model):
-    config = copy.deepcopy(model.generation_config)
-    config.do_sample, config.max_new_tokens = False, 6
-    return config
+        expected = subject.generate(torch.tensor([ids]), generation_config=config)[0, len(ids) :].tolist()
+        assert row in (expected, expected[:-1])  # some releases leave out the token that ends an answer
+        assert row == expected or expected[-1] in config.eos_token_id
