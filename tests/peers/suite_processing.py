@@ -13,9 +13,9 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
 
 trust()
-TOKENIZER = type(AutoTokenizer.from_pretrained(FOLDER))
-IMAGE_PROCESSOR = type(AutoImageProcessor.from_pretrained(FOLDER))
-PROCESSOR = type(AutoProcessor.from_pretrained(FOLDER))
+TOKENIZER = type(AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True))
+IMAGE_PROCESSOR = type(AutoImageProcessor.from_pretrained(FOLDER, trust_remote_code=True))
+PROCESSOR = type(AutoProcessor.from_pretrained(FOLDER, trust_remote_code=True))
 IMAGE_SETTINGS = {
     "tile_size": 28,
     "patch_size": 7,
