@@ -10,9 +10,10 @@ QUESTION ?=
 MODEL ?= tiny
 OPTIONS ?=
 LAYOUT ?= 2b
+PEERS_OPTIONS ?=
 BENCHMARKS := preprocessing vision generation memory second_turn loading growth
 
-.PHONY: chat demo pictures test test-slow lint format window clean bench
+.PHONY: chat demo pictures test test-slow lint pythons format window peers clean bench
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,23 +35,29 @@ pictures: $(VENV)/ready $(DEMO)/ready  ## The README's pictures anew
 	$(RUN) docs/draw.py
 	DEMO_SCREENSHOT=docs/demo.png $(OFFLINE) $(DEMO)/bin/python -m pytest -m slow tests/test_demo.py -k conversation
 
-test: $(VENV)/ready  ## The fast tests
+test: $(VENV)/ready  ## The fast tests (pytest's status 5, no test ran, is a failure like any other)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) -m "not slow and not gpu"
 
-test-slow: $(VENV)/ready $(DEMO)/ready  ## What is heavy
-	$(RUN) -m pytest -m slow
+test-slow: $(VENV)/ready $(DEMO)/ready  ## The slow tests: sharded training, every benchmark, fine-tuning, the notebook, the demo
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) -m "slow and not gpu"
 	$(OFFLINE) $(DEMO)/bin/python -m pytest -m slow tests/test_demo.py
 
 lint: $(VENV)/ready  ## Style
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-format: $(VENV)/ready  ## Mend style
+pythons:  ## Compile all files with each supported Python that is installed; the summary says which ran
+	$(PYTHON) tests/pythons.py
+
+format: $(VENV)/ready  ## Fix style
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-window:  ## The tests on the oldest, an early, a middle and the newest supported Transformers, each without torchvision
+window:  ## The fast tests on each pinned Transformers and on the newest of the day, each without torchvision
 	$(PYTHON) tests/window.py --jobs $(JOBS)
+
+peers:  ## Transformers' own common tests on this package, beside the native model's: make peers PEERS_OPTIONS="--release 5.24.0"
+	$(PYTHON) -m tests.peers.run --jobs $(JOBS) $(PEERS_OPTIONS)
 
 bench: $(VENV)/ready $(addprefix bench-,$(BENCHMARKS))  ## All benchmarks: make bench LAYOUT=2b; one: make bench-vision
 	$(RUN) -m benchmarks.report

@@ -28,6 +28,7 @@ def run(name, folder, *arguments):
     return json.loads(path.read_text("utf-8")), done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments", "cases", "compared", "subjects"),
     [
@@ -57,6 +58,7 @@ def panels(rows):
     return [(axes.get_xlabel(), len(axes.lines)) for axes in growth.plot(rows).axes]
 
 
+@pytest.mark.slow
 def test_growth_is_plotted(tmp_path):
     result, printed = run("growth", tmp_path, "--pictures", "1", "2", "--turns", "1", "2", "--dtype", "float32")
     assert panels(result["rows"]) == [("pictures", 1), ("turns", 2)]

@@ -236,7 +236,10 @@ def scores():
         if not asked:
             drawn = evaluate.draw_questions(data.load_config(), 50, 7, checkpoint.num_tiles)
             one_tile = itertools.takewhile(lambda question: question.group == "one tile", drawn)
-            asked.extend(question for question in one_tile if question.turn.task in EASY)
+            try:  # they are drawn here, with fonts
+                asked.extend(question for question in one_tile if question.turn.task in EASY)
+            except FileNotFoundError as error:
+                pytest.skip(str(error))
         results, _ = evaluate.evaluate(checkpoint, asked, 64)
         return 100 * sum(result.score for result in results) / len(asked), len(asked)
 

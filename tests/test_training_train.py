@@ -60,11 +60,15 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def stage_trainer(config, stage, run):
+def needs_fonts(config):
     try:
         data.Batches(config, "vision", None).batch(0, with_pixels=False)
     except FileNotFoundError as error:
         pytest.skip(str(error))
+
+
+def stage_trainer(config, stage, run):
+    needs_fonts(config)
     return train.StageTrainer(config, stage, train.training_arguments(config, stage, run))
 
 
@@ -121,6 +125,7 @@ def test_it_trains_as_a_plain_loop_and_goes_on_after_a_kill(stage, config, tmp_p
 
 @pytest.mark.slow
 def test_two_processes_average_their_gradients(config, tmp_path):
+    needs_fonts(config)
     config["stages"]["joint"]["oracle_share"] = 0.5  # a process without pictures beside one with them
     script = tmp_path / "two.py"
     script.write_text(
