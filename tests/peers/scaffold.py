@@ -107,7 +107,7 @@ class ImageTextTester:
     """Configures a tiny whole model and draws prompts of one tile each."""
 
     is_training = True
-    # The comparisons of attention backends use seven, and fill smaller batches with random ids: image tokens without images.
+    # The comparisons of attention backends fill smaller batches with random ids: image tokens without images.
     batch_size = 7
     text_length = 5
     seq_length = text_length + IMAGE_TOKENS
