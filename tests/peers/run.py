@@ -124,7 +124,8 @@ def bring(folder: Path, python: Path, release: str, checkout: Path | None) -> Pa
         with tarfile.open(next(Path(temporary).glob("*.tar.gz"))) as archive:
             archive.extractall(temporary, filter="data")
         (unpacked,) = (path for path in Path(temporary).iterdir() if path.is_dir())
-        shutil.copytree(unpacked / "tests", source / "tests")
+        for name in ("src", "tests"):  # some tests read the sources
+            shutil.copytree(unpacked / name, source / name)
         if checkout is None and clone(release, Path(temporary) / "clone"):
             checkout = Path(temporary) / "clone"
         if checkout is not None:

@@ -40,7 +40,9 @@ class NativeVisionTest(ModelTesterMixin, unittest.TestCase):
     def setUp(self):
         settings = {"attention_bias": LAYER_NORM["qkv_bias"], "use_absolute_position_embeddings": True}
         self.model_tester = VisionTester(self, InternVLVisionConfig, **settings)
-        self.config_tester = ConfigTester(self, InternVLVisionConfig, has_text_modality=False, hidden_size=32)
+        self.config_tester = ConfigTester(
+            self, InternVLVisionConfig, has_text_modality=False, hidden_size=32, num_attention_heads=4
+        )
 
     def test_config(self):
         self.config_tester.run_common_tests()

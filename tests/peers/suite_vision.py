@@ -15,7 +15,9 @@ class VisionTest(ModelTesterMixin):
 
     def setUp(self):
         self.model_tester = VisionTester(self, InternVisionConfig, **self.settings)
-        self.config_tester = ConfigTester(self, InternVisionConfig, has_text_modality=False, hidden_size=32)
+        self.config_tester = ConfigTester(
+            self, InternVisionConfig, has_text_modality=False, hidden_size=32, num_attention_heads=4
+        )
 
     def test_config(self):
         self.config_tester.run_common_tests()
