@@ -243,7 +243,7 @@ def check(release: str, options: argparse.Namespace, arguments: list[str]) -> bo
     folder = ROOT / ".venvs" / "peers" / release
     python = environment(folder, release)
     source = bring(folder, python, release, options.checkout)
-    results = run_suites(python, source, options.jobs, arguments)
+    results = run_suites(python, source, options.jobs, ["-k", options.k, *arguments])
     judgement = judge(results, exceptions(), release)
     print(f"\nTransformers {release}\n{table(results)}")
     if not (source / "tests" / "causal_lm_tester.py").exists():
@@ -261,6 +261,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=2, help="processes per run")
     parser.add_argument("--release", action="append", help="this release (may be repeated)")
+    parser.add_argument("-k", default="not compil", help="which tests, as pytest's -k; compiling takes hours")
     parser.add_argument("--checkout", type=Path, help="a checkout of the library, for what the archive lacks")
     options, arguments = parser.parse_known_args()
     held = [check(release, options, arguments) for release in options.release or RELEASES[-1:]]
