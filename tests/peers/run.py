@@ -261,7 +261,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=2, help="processes per run")
     parser.add_argument("--release", action="append", help="this release (may be repeated)")
-    parser.add_argument("-k", default="not compil", help="which tests, as pytest's -k; compiling takes hours")
+    parser.add_argument(
+        "-k", default="not compil", help="which tests, as pytest's -k (by default all but those that compile)"
+    )
     parser.add_argument("--checkout", type=Path, help="a checkout of the library, for what the archive lacks")
     options, arguments = parser.parse_known_args()
     held = [check(release, options, arguments) for release in options.release or RELEASES[-1:]]
