@@ -10,6 +10,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from .configuration_intern_vit import InternVisionConfig
 from .configuration_internlm2 import InternLM2Config
+from .llm_config_internvl import add_published_names, read_llm_config
 
 
 # The published tokenizers end with nine tokens: <img> </img> <IMG_CONTEXT> <quad> </quad> <ref> </ref> <box> </box>.
@@ -124,13 +125,9 @@ class InternVLChatConfig(PretrainedConfig):
         return self.llm_config
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every field; RoPE settings of all language models also under their published names, for engines."""
+        """Return every field; the language model's also under their published names, for engines."""
         output = super().to_dict()
-        rope = output["llm_config"].get("rope_parameters") or {}  # Transformers 5's name for both
-        if "rope_theta" in rope:
-            scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
-            scaled = scaling.get("rope_type", "default") != "default"
-            output["llm_config"] |= {"rope_theta": rope["rope_theta"], "rope_scaling": scaling if scaled else None}
+        add_published_names(self.llm_config, output["llm_config"])
         return output
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -152,12 +149,12 @@ def _llm_config(config: dict[str, Any] | PretrainedConfig | None) -> PretrainedC
     # Published files say "flash_attention_2" here, which would demand flash-attn of everybody who loads them.
     # The backend is chosen by `attn_implementation` in `from_pretrained`.
     config.pop("attn_implementation", None)
-    model_type = config.pop("model_type", None)
+    model_type = config.get("model_type")
     if model_type is None:
         raise ValueError(
             f"llm_config has no model_type (architectures: {config.get('architectures')}). "
             "Add the language model's type, for example 'internlm2', 'llama', 'phi3' or 'qwen2'."
         )
     if model_type == InternLM2Config.model_type:
-        return InternLM2Config(**config)
-    return AutoConfig.for_model(model_type, **config)
+        return InternLM2Config(**{name: value for name, value in config.items() if name != "model_type"})
+    return read_llm_config(config)
