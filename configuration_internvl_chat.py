@@ -4,9 +4,12 @@ Reads every key of the published config.json and writes them back, so that engin
 """
 
 import copy
+import json
+import os
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
+from transformers.utils import cached_file
 
 from .configuration_intern_vit import InternVisionConfig
 from .configuration_internlm2 import InternLM2Config
@@ -15,6 +18,11 @@ from .llm_config_internvl import add_published_names, read_llm_config
 
 # The published tokenizers end with nine tokens: <img> </img> <IMG_CONTEXT> <quad> </quad> <ref> </ref> <box> </box>.
 IMAGE_TOKEN_FROM_END = 7
+IMAGE_TOKEN = "<IMG_CONTEXT>"
+# Where published tokenizers say its id: token to id, or id to token.
+TOKENIZER_FILES = ("added_tokens.json", "tokenizer_config.json")
+# Arguments of `from_pretrained` that say where on the Hub a file is.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 PIXEL_SHUFFLE_VERSIONS = ("v1", "v2")
 
 
@@ -30,8 +38,9 @@ class InternVLChatConfig(PretrainedConfig):
         ps_version: Pixel shuffle `"v2"`, or `"v1"`, which transposes the grid (checkpoints before V1.5).
         template: Name of the prompt format, see `prompt_internvl.py`.
         system_message: System text; None means the one that the template was trained with.
-        image_token_id: Id of `<IMG_CONTEXT>`; None means where the published tokenizers have it, seventh from the end
-            of the vocabulary. A wrong id cannot pass in silence: the count of image tokens would not fit.
+        image_token_id: Id of `<IMG_CONTEXT>`. If None, `from_pretrained` reads it from the tokenizer's files beside
+            config.json; without such files it is the seventh from the end of the vocabulary, which is right unless
+            the vocabulary is padded.
         vision_batch_size: Most tiles that the vision encoder takes at once outside training; None means all. It bounds
             memory, whatever the number of tiles.
         dynamic_image_size: Whether pictures are cut into several tiles.
@@ -102,6 +111,17 @@ class InternVLChatConfig(PretrainedConfig):
         if self.image_token_id is None:
             self.image_token_id = self.llm_config.vocab_size - IMAGE_TOKEN_FROM_END
 
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read config.json, and the image token's id from the tokenizer's files beside it; Transformers calls this."""
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+        config, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config and config.get("image_token_id") is None:
+            config["image_token_id"] = _published_image_token_id(pretrained_model_name_or_path, hub)
+        return config, rest
+
     @property
     def downsample_factor(self) -> int:
         """Side of the square of patches that becomes one image token."""
@@ -134,6 +154,28 @@ class InternVLChatConfig(PretrainedConfig):
         """Return what config.json holds: both parts in full, for engines have other defaults than ours."""
         output = self.to_dict()
         return super().to_diff_dict() | {name: output[name] for name in self.sub_configs}
+
+
+def _published_image_token_id(source: str | os.PathLike, hub: dict[str, Any]) -> int | None:
+    """Look for the image token in the tokenizer's files of a folder or Hub repository; None if they have none."""
+    for file in TOKENIZER_FILES:
+        path = cached_file(
+            source,
+            file,
+            **hub,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if path is None:
+            continue
+        with open(path, encoding="utf-8") as opened:
+            content = json.load(opened)
+        tokens = {token["content"]: int(index) for index, token in content.get("added_tokens_decoder", {}).items()}
+        found = {**content, **tokens}.get(IMAGE_TOKEN)
+        if isinstance(found, int):
+            return found
+    return None
 
 
 def _vision_config(config: dict[str, Any] | PretrainedConfig | None) -> PretrainedConfig:
