@@ -4,16 +4,25 @@ Reads every key of the published config.json and writes them back, so that engin
 """
 
 import copy
+import json
+import os
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
+from transformers.utils import cached_file
 
 from .configuration_intern_vit import InternVisionConfig
 from .configuration_internlm2 import InternLM2Config
+from .llm_config_internvl import add_published_names, read_llm_config
 
 
 # The published tokenizers end with nine tokens: <img> </img> <IMG_CONTEXT> <quad> </quad> <ref> </ref> <box> </box>.
 IMAGE_TOKEN_FROM_END = 7
+IMAGE_TOKEN = "<IMG_CONTEXT>"
+# Where published tokenizers say its id: token to id, or id to token.
+TOKENIZER_FILES = ("added_tokens.json", "tokenizer_config.json")
+# Arguments of `from_pretrained` that say where on the Hub a file is.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 PIXEL_SHUFFLE_VERSIONS = ("v1", "v2")
 
 
@@ -29,8 +38,9 @@ class InternVLChatConfig(PretrainedConfig):
         ps_version: Pixel shuffle `"v2"`, or `"v1"`, which transposes the grid (checkpoints before V1.5).
         template: Name of the prompt format, see `prompt_format_internvl.py`.
         system_message: System text; None means the one that the template was trained with.
-        image_token_id: Id of `<IMG_CONTEXT>`; None means where the published tokenizers have it, seventh from the end
-            of the vocabulary. A wrong id cannot pass in silence: the count of image tokens would not fit.
+        image_token_id: Id of `<IMG_CONTEXT>`. If None, `from_pretrained` reads it from the tokenizer's files beside
+            config.json; without such files it is the seventh from the end of the vocabulary, which is right unless
+            the vocabulary is padded.
         vision_batch_size: Most tiles that the vision encoder takes at once outside training; None means all. It bounds
             memory, whatever the number of tiles.
         dynamic_image_size: Whether pictures are cut into several tiles.
@@ -101,6 +111,17 @@ class InternVLChatConfig(PretrainedConfig):
         if self.image_token_id is None:
             self.image_token_id = self.llm_config.vocab_size - IMAGE_TOKEN_FROM_END
 
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read config.json, and the image token's id from the tokenizer's files beside it; Transformers calls this."""
+        hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+        config, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config and config.get("image_token_id") is None:
+            config["image_token_id"] = _published_image_token_id(pretrained_model_name_or_path, hub)
+        return config, rest
+
     @property
     def downsample_factor(self) -> int:
         """Side of the square of patches that becomes one image token."""
@@ -124,19 +145,37 @@ class InternVLChatConfig(PretrainedConfig):
         return self.llm_config
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every field; RoPE settings of all language models also under their published names, for engines."""
+        """Return every field; the language model's also under their published names, for engines."""
         output = super().to_dict()
-        rope = output["llm_config"].get("rope_parameters") or {}  # Transformers 5's name for both
-        if "rope_theta" in rope:
-            scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
-            scaled = scaling.get("rope_type", "default") != "default"
-            output["llm_config"] |= {"rope_theta": rope["rope_theta"], "rope_scaling": scaling if scaled else None}
+        add_published_names(self.llm_config, output["llm_config"])
         return output
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return what config.json holds: both parts in full, for engines have other defaults than ours."""
         output = self.to_dict()
         return super().to_diff_dict() | {name: output[name] for name in self.sub_configs}
+
+
+def _published_image_token_id(source: str | os.PathLike, hub: dict[str, Any]) -> int | None:
+    """Look for the image token in the tokenizer's files of a folder or Hub repository; None if they have none."""
+    for file in TOKENIZER_FILES:
+        path = cached_file(
+            source,
+            file,
+            **hub,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if path is None:
+            continue
+        with open(path, encoding="utf-8") as opened:
+            content = json.load(opened)
+        tokens = {token["content"]: int(index) for index, token in content.get("added_tokens_decoder", {}).items()}
+        found = {**content, **tokens}.get(IMAGE_TOKEN)
+        if isinstance(found, int):
+            return found
+    return None
 
 
 def _vision_config(config: dict[str, Any] | PretrainedConfig | None) -> PretrainedConfig:
@@ -152,12 +191,12 @@ def _llm_config(config: dict[str, Any] | PretrainedConfig | None) -> PretrainedC
     # Published files say "flash_attention_2" here, which would demand flash-attn of everybody who loads them.
     # The backend is chosen by `attn_implementation` in `from_pretrained`.
     config.pop("attn_implementation", None)
-    model_type = config.pop("model_type", None)
+    model_type = config.get("model_type")
     if model_type is None:
         raise ValueError(
             f"llm_config has no model_type (architectures: {config.get('architectures')}). "
             "Add the language model's type, for example 'internlm2', 'llama', 'phi3' or 'qwen2'."
         )
     if model_type == InternLM2Config.model_type:
-        return InternLM2Config(**config)
-    return AutoConfig.for_model(model_type, **config)
+        return InternLM2Config(**{name: value for name, value in config.items() if name != "model_type"})
+    return read_llm_config(config)

@@ -48,12 +48,14 @@ from .image_features_internvl import (
     feature_index,
     insert_features,
 )
+from .loading_internvl import check_loaded
 from .loss_internvl import next_token_loss
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
 from .options_internvl import GenerationOptions, read_options
 from .prompt_format_internvl import PromptFormat, prompt_format
 from .quantization_internvl import bitsandbytes_config, sparing_config
+from .rope_internvl import forget_longer_calls
 from .scoring_internvl import ScoringMixin
 from .session_internvl import ChatSession
 from .streaming_internvl import stream_answer  # noqa: F401 (as `History`)
@@ -150,6 +152,7 @@ class InternVLChatModel(
         quantization_config: Any = None,
         load_in_8bit: bool = False,
         load_in_4bit: bool = False,
+        strict: bool = True,
         **kwargs: Any,
     ) -> "InternVLChatModel":
         """Load a model, see Transformers.
@@ -165,13 +168,14 @@ class InternVLChatModel(
                 head stay as they are unless it lists the modules to leave alone itself.
             load_in_8bit: Short for a `BitsAndBytesConfig`, as official clients pass it.
             load_in_4bit: See `load_in_8bit`. Computes in `dtype`, bfloat16 if there is none.
+            strict: Whether missing and unexpected weights are an error; Transformers only logs them.
             **kwargs: See Transformers.
 
         Returns:
             The model.
 
         Raises:
-            ValueError: If both a config and its short form are given.
+            ValueError: If both a config and its short form are given, or the weights are not the model's.
         """
         if load_in_8bit or load_in_4bit:
             if quantization_config is not None:
@@ -187,7 +191,13 @@ class InternVLChatModel(
         folder = os.path.join(pretrained_model_name_or_path or "", subfolder)
         if subfolder and os.path.isdir(folder):
             pretrained_model_name_or_path, subfolder = folder, ""
-        return super().from_pretrained(pretrained_model_name_or_path, *args, subfolder=subfolder, **kwargs)
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, subfolder=subfolder, output_loading_info=True, **kwargs
+        )
+        if strict:
+            check_loaded(pretrained_model_name_or_path, info)
+        return (model, info) if wants_info else model
 
     @property
     def num_image_token(self) -> int:
@@ -623,11 +633,14 @@ class InternVLChatModel(
 def _build_language_model(config: PretrainedConfig) -> PreTrainedModel:
     if config.model_type == InternLM2ForCausalLM.config_class.model_type:
         return InternLM2ForCausalLM(config)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    known = [base for base in type(config).__mro__ if base in MODEL_FOR_CAUSAL_LM_MAPPING]
+    if not known:
         raise ValueError(
             f"llm_config has model_type {config.model_type!r}, for which this Transformers has no language model."
         )
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    language_model = MODEL_FOR_CAUSAL_LM_MAPPING[known[0]](config)
+    forget_longer_calls(language_model)
+    return language_model
 
 
 def _flagged(tiles: torch.Tensor, image_flags: torch.Tensor | None) -> torch.Tensor:

@@ -275,6 +275,23 @@ def test_image_token_of_official_configs(goldens, name, image_token_id, template
     assert config.template == template
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("added_tokens.json", {"<img>": 89, "<IMG_CONTEXT>": 90}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"90": {"content": "<IMG_CONTEXT>"}}}),
+    ],
+)
+def test_the_tokenizers_files_say_the_image_token(tmp_path, file, content):
+    llm_config = {"model_type": "qwen2", "vocab_size": 128}  # padded: the seventh from the end is 121
+    (tmp_path / "config.json").write_text(json.dumps({"llm_config": llm_config}), "utf-8")
+    assert InternVLChatConfig.from_pretrained(tmp_path).image_token_id == 121
+    (tmp_path / file).write_text(json.dumps(content), "utf-8")
+    assert InternVLChatConfig.from_pretrained(tmp_path).image_token_id == 90
+    (tmp_path / "config.json").write_text(json.dumps({"llm_config": llm_config, "image_token_id": 7}), "utf-8")
+    assert InternVLChatConfig.from_pretrained(tmp_path).image_token_id == 7
+
+
 # Writing.
 
 

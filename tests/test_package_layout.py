@@ -22,6 +22,9 @@ DATA_FILES = ("config.json", "tokenizer_config.json", "preprocessor_config.json"
 LAYERS = {
     "configuration_intern_vit": 0,
     "configuration_internlm2": 0,
+    "llm_config_internvl": 0,
+    "loading_internvl": 0,
+    "rope_internvl": 0,
     "tiling_internvl": 0,
     "tokenization_internlm2": 0,
     "prompt_format_internvl": 0,

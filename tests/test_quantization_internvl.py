@@ -47,7 +47,7 @@ def asked(monkeypatch):
     monkeypatch.setattr(
         PreTrainedModel,
         "from_pretrained",
-        classmethod(lambda cls, *args, **kwargs: caught.append(kwargs.get("quantization_config"))),
+        classmethod(lambda cls, *args, **kwargs: (caught.append(kwargs.get("quantization_config")), {})),
     )
     # A config looks whether bitsandbytes is there.
     monkeypatch.setattr(BitsAndBytesConfig, "post_init", lambda self: None)

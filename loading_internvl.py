@@ -1,0 +1,60 @@
+"""Strict loading: a checkpoint whose weights are not the model's is refused, with the likely cause."""
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+
+# Buffers that old releases saved, and that are computed.
+COMPUTED = re.compile(r"(rotary_emb\.inv_freq|position_ids)$")
+# What names of weights say about the cause; the first that is found counts.
+CAUSES = (
+    (r"lora_[AB]\.|\.base_layer\.", "they hold LoRA adapters that are not merged: merge them and save the result"),
+    (
+        r"^(mlp2|gating|pooling_before_gating)\.",
+        "they are InternVL3.5-Flash's, whose router and second projector this model lacks: pass strict=False to drop "
+        "both, so that each tile takes all its image tokens",
+    ),
+    (
+        r"\.experts\.(\d+\.|gate_up_proj|down_proj)",
+        "this release of Transformers does not fuse the experts of a language model inside another model: use a later "
+        "release, or 4.57",
+    ),
+    (r"_ve\.|_moe\.|^vision_model\.", "they are another architecture's under this name, such as Mono-InternVL's"),
+    (
+        r"^language_model\.",
+        "the language model is not the one that llm_config describes, or this release of Transformers builds it "
+        "differently",
+    ),
+)
+
+
+def check_loaded(source: Any, loading_info: dict[str, Any]) -> None:
+    """Refuse a model whose weights were not all found, or not all used.
+
+    Args:
+        source: What was loaded, for the message.
+        loading_info: What Transformers reports with `output_loading_info=True`.
+
+    Raises:
+        ValueError: If weights are missing or unexpected.
+    """
+    found = {name: _weights(loading_info.get(f"{name}_keys", ())) for name in ("missing", "unexpected")}
+    if not any(found.values()):
+        return
+    problems = " and ".join(f"{len(keys)} {name} ({_some(keys)})" for name, keys in found.items() if keys)
+    keys = [*found["unexpected"], *found["missing"]]
+    causes = [cause for pattern, cause in CAUSES if any(re.search(pattern, key) for key in keys)]
+    cause = causes[0] if causes else "they are another architecture's under this name"
+    raise ValueError(
+        f"The weights of {source} do not fit the model: {problems}. Probably {cause}. "
+        "strict=False loads them all the same: missing weights are random then, unexpected ones dropped."
+    )
+
+
+def _weights(keys: Collection[str]) -> list[str]:
+    return sorted(key for key in keys if not COMPUTED.search(key))
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
