@@ -15,6 +15,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from .collator_internvl import ConversationCollator
 from .grounding_internvl import GroundingMixin
 from .image_loading_internvl import flatten_images
+from .media_internvl import MediaPolicy  # noqa: F401 (some releases copy only what this file names)
 from .messages_internvl import Visual, prepare_conversation
 from .prompt_internvl import (
     IMAGE_CONTEXT_TOKEN,
@@ -79,7 +80,7 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         # Pipelines say the model's type to every part; a tokenizer that keeps it cannot be saved.
         kwargs = {name: value for name, value in kwargs.items() if name not in ("dtype", "torch_dtype")}
         image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        settings = image_processor.valid_kwargs.__annotations__
+        settings = [*image_processor.valid_kwargs.__annotations__, "media_policy"]
         kwargs = {name: value for name, value in kwargs.items() if name not in settings}
         # Pipelines pad by the tokenizer's side, and generation continues at the right.
         kwargs = {"padding_side": "left", **kwargs}
@@ -280,13 +281,15 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         if not isinstance(image, Visual):
             return image, limit
         own = {name: value for name, value in image.settings.items() if name != "num_frames"}
-        return image.source, self.image_processor.tile_limits(1, **own)[0] if own else limit
+        return image.source, self.image_processor.item_limit(own, limit)
 
     def _limited_frames(self, clip: Any, name: str, num_frames: int | None) -> list[tuple[Any, int]]:
         """Return the frames of a video; each is one tile unless the item of a message says otherwise."""
         clip = clip if isinstance(clip, Visual) else Visual(clip, {})
         _, limit = self._limited(clip, 1)
-        return [(frame, limit) for frame in frames_of(clip.source, name, clip.settings.get("num_frames", num_frames))]
+        num_frames = self.image_processor.item_num_frames(clip.settings.get("num_frames"), num_frames)
+        reader = self.image_processor.media_reader()
+        return [(frame, limit) for frame in frames_of(clip.source, name, num_frames, reader)]
 
     def _encode(
         self,
