@@ -26,7 +26,7 @@ from .media_internvl import ANY, MediaReader, decode_base64
 
 logger = logging.get_logger(__name__)
 
-STRIP_PIXELS = 1 << 20  # pixels converted at once
+STRIP_PIXELS = 1 << 18  # pixels converted at once
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Chunks of a PNG file that say how large it is and how it is turned.
 PNG_METADATA = (b"IHDR", b"eXIf", b"tEXt", b"zTXt", b"iTXt")

@@ -310,8 +310,10 @@ class InternVLImageProcessor(BaseImageProcessor):
             return limit
         ceiling = self.media_policy.max_tiles_per_image
         ceiling = math.inf if ceiling is None else max(ceiling, limit, self.max_tiles)
-        wanted = settings.get("max_tiles")
-        if isinstance(wanted, Integral) and wanted > ceiling:
+        wanted = settings.get("max_tiles", 1)
+        if not isinstance(wanted, Integral) or isinstance(wanted, bool):
+            raise ValueError(f"max_tiles is {wanted!r} in an item of a message, expected a whole number.")
+        if wanted > ceiling:
             settings["max_tiles"] = ceiling
         return min(self.tile_limits(1, **settings)[0], ceiling)
 
