@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from .image_loading_internvl import open_picture, to_rgb
+from .media_internvl import LOCAL_POLICY, MediaPolicy, MediaReader
 from .tiling_internvl import checked_size, is_size
 
 
@@ -59,6 +60,7 @@ class Grounding:
         problems: What could not be read, a sentence each: nothing is dropped without one. Empty if all is well.
         image_size: Size (width, height) of the picture in pixels.
         apply_exif_orientation: Whether that is the size of the upright picture, EXIF data applied.
+        media_policy: What `draw` may read; the image processor's.
     """
 
     text: str
@@ -66,6 +68,7 @@ class Grounding:
     problems: list[str]
     image_size: tuple[int, int]
     apply_exif_orientation: bool = True
+    media_policy: MediaPolicy = field(default=LOCAL_POLICY, repr=False, compare=False)
 
     def draw(self, image: Any, font: Any = None) -> Image.Image:
         """Draw the regions on a copy of their picture, one colour for each label.
@@ -85,7 +88,7 @@ class Grounding:
         if font is not None and not hasattr(font, "getbbox"):
             raise TypeError(f"font is {font!r}, expected a PIL font such as ImageFont.truetype(path, 24).")
         canvas = to_rgb(
-            open_picture(image, "image"),
+            open_picture(image, "image", reader=MediaReader(self.media_policy)),
             "image",
             apply_exif_orientation=self.apply_exif_orientation,
             composite_alpha=True,
@@ -144,6 +147,7 @@ class GroundingMixin:
             apply_exif_orientation = self.image_processor.apply_exif_orientation
         turned = {"apply_exif_orientation": apply_exif_orientation}
         sizes = [self.image_processor.upright_size(size, **turned) for size in sizes]
+        turned["media_policy"] = self.image_processor.media_policy
         return [replace(parse_grounding(*one), **turned) for one in zip(answers, sizes, strict=True)]
 
     def grounding_text(

@@ -16,10 +16,13 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import Unpack
 
-from .image_loading_internvl import flatten_images, open_picture, picture_size, to_rgb
+from .image_loading_internvl import check_image, flatten_images, open_picture, picture_size, to_rgb
+from .media_internvl import MediaPolicy, MediaReader, MediaRefusedError
+from .media_internvl import media_policy as read_policy
 from .tile_pixels_internvl import empty_tiles, pad_to_square, write_tiles
 from .tiling_internvl import TilePlan, checked_size, plan_tiles, plan_together
 
@@ -75,7 +78,8 @@ class ImageSettings:
             value = getattr(self, setting.name)
             if setting.type is bool and not isinstance(value, bool):
                 raise ValueError(f"{setting.name} is {value!r}, expected True or False.")
-            if setting.type in (int, int | None) and not isinstance(value, (Integral, type(None))):
+            is_number = isinstance(value, (Integral, type(None))) and not isinstance(value, bool)
+            if setting.type in (int, int | None) and not is_number:
                 raise ValueError(f"{setting.name} is {value!r}, expected a whole number.")
         self.plan(1, 1)  # checks the limits and the tile size
         if self.total_max_tiles is not None and self.total_max_tiles < 1:
@@ -83,11 +87,20 @@ class ImageSettings:
         for name in ("image_mean", "image_std"):
             given = getattr(self, name)
             values = tuple(given) if hasattr(given, "__iter__") else ()  # JSON gives lists
-            if len(values) != 3 or not all(isinstance(value, Real) and math.isfinite(value) for value in values):
+            if len(values) != 3 or not all(map(_is_finite, values)):
                 raise ValueError(f"{name} is {given!r}, expected three numbers for red, green and blue.")
             object.__setattr__(self, name, values)
         if min(self.image_std) <= 0:
             raise ValueError(f"image_std is {self.image_std}, expected positive numbers: values are divided by them.")
+        if (
+            min(self.image_std) < 0.001
+            or max(self.image_std) > 1
+            or not 0 <= min(self.image_mean) <= max(self.image_mean) <= 1
+        ):
+            raise ValueError(
+                f"image_mean is {self.image_mean} and image_std {self.image_std}, expected 0 to 1 and 0.001 to 1, for "
+                "values in 0..1: divide by 255 what is meant for values in 0..255."
+            )
         if self.pad2square and self.max_tiles > 1:
             raise ValueError(
                 f"pad2square makes one square tile, but max_tiles is {self.max_tiles}: "
@@ -120,7 +133,7 @@ IGNORED_NAMES = frozenset(
 BASE_NAMES = frozenset(("auto_map", "feature_extractor_type", "processor_class"))
 
 # Said of a single call, and no settings.
-CALL_NAMES = frozenset(("dtype", "input_data_format", "return_tensors"))
+CALL_NAMES = frozenset(("dtype", "input_data_format", "media_reader", "return_tensors"))
 
 # Transformers reads from this which keywords belong to the image processor.
 InternVLImagesKwargs = TypedDict(
@@ -139,12 +152,20 @@ class InternVLImageProcessor(BaseImageProcessor):
     The settings are those of `ImageSettings`; each can be given here, to `from_pretrained`, and to a single call. A
     call also takes `max_tiles` as a list, one for each image, or `resolution` in its place, for all images or as a
     list: "low" is one tile, "auto" the processor's own `max_tiles`, "high" 40, or the processor's own if that is more.
+
+    `media_policy`, given here or to `from_pretrained`, says what may be read and how much of it: "local" (default)
+    reads every path and URL, for notebooks; "inline" reads objects, bytes, data URIs and base64 alone, for servers
+    that pass on what strangers say; a dict says more, see `MediaPolicy`. It is never saved, and no file of a
+    checkpoint can set it.
     """
 
     model_input_names = ["pixel_values"]
     valid_kwargs = InternVLImagesKwargs
 
-    def __init__(self, **kwargs: Unpack[InternVLImagesKwargs]) -> None:
+    def __init__(
+        self, *, media_policy: str | dict[str, Any] | MediaPolicy = "local", **kwargs: Unpack[InternVLImagesKwargs]
+    ) -> None:
+        policy = read_policy(media_policy)
         size = kwargs.get("size")
         if size is not None and kwargs.get("tile_size") is None:
             kwargs["tile_size"] = _side(size)
@@ -152,19 +173,26 @@ class InternVLImageProcessor(BaseImageProcessor):
         own = {name: value for name, value in kwargs.items() if name not in IGNORED_NAMES and not name.startswith("_")}
         for name, value in asdict(_settings({}, own)).items():
             setattr(self, name, value)
+        self.media_policy = policy
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Make a processor from what a file says, the caller's settings in place of the file's; all are checked.
 
         Other keywords than settings come along from the loading of models and tokenizers and pass, but for those that
-        are misspelt settings, or settings of other image processors.
+        are misspelt settings, or settings of other image processors. `media_policy` is the caller's alone.
         """
+        if "media_policy" in image_processor_dict:
+            raise ValueError(
+                "The config of the image processor names a media_policy, which a file must not set: remove it, and "
+                "give media_policy to from_pretrained."
+            )
+        policy = {name: kwargs.pop(name) for name in ("media_policy",) if name in kwargs}
         known = [*InternVLImagesKwargs.__annotations__, *FIXED_VALUES]
         settings = {name: kwargs.pop(name) for name in known if name in kwargs}
         if unknown := [name for name in kwargs if name in IGNORED_NAMES or get_close_matches(name, known, 1, 0.8)]:
             raise _unknown_settings(unknown)
-        return super().from_dict({**image_processor_dict, **_own_names(settings)}, **kwargs)
+        return super().from_dict({**image_processor_dict, **_own_names(settings), **policy}, **kwargs)
 
     def preprocess(
         self,
@@ -172,18 +200,21 @@ class InternVLImageProcessor(BaseImageProcessor):
         return_tensors: str | None = "pt",
         input_data_format: str | None = None,
         dtype: torch.dtype | str | None = None,
+        media_reader: MediaReader | None = None,
         **kwargs: Unpack[InternVLImagesKwargs],
     ) -> BatchFeature:
         """Turn images into normalised tiles.
 
         Args:
             images: One image or a list, possibly nested (one list per prompt): PIL images, paths, URLs (http, https,
-                file, data), base64 text, encoded bytes, NumPy arrays or torch tensors. Arrays are (height, width) or
+                file, data), base64 text, encoded bytes, binary files, dicts with `bytes` or `path`, NumPy arrays or
+                torch tensors. Arrays are (height, width) or
                 have 1, 3 or 4 channels first or last; uint8, uint16 or float in [0, 1]. Animations give one frame.
             return_tensors: "pt" for torch tensors, "np" or None for NumPy arrays.
             input_data_format: "channels_first" or "channels_last" where the shape of an array leaves it open.
             dtype: Type of the pixel values, such as `torch.bfloat16`: what casting them afterwards gives, without the
                 float32 tiles. By default float32.
+            media_reader: What has been read for the same call already, as `media_reader()` made it.
             **kwargs: Settings that this call changes, see `ImageSettings`; `max_tiles` and `resolution` may be lists
                 of one for each image, None where the processor's own applies.
 
@@ -200,26 +231,23 @@ class InternVLImageProcessor(BaseImageProcessor):
         if not images:
             raise ValueError("Got no images, expected at least one: leave the call out for samples without images.")
         settings, limits = self._call_settings(kwargs, len(images))
-        names = [f"images[{index}]" for index in range(len(images))]
-        pictures = [open_picture(image, name, input_data_format) for image, name in zip(images, names, strict=True)]
+        pictures = self._open_all(images, media_reader or self.media_reader(), input_data_format)
         sizes = [picture_size(picture, settings.apply_exif_orientation) for picture in pictures]
-        plans = _plan_prompts(settings, sizes, limits, [len(group) for group in groups])
+        plans = self._plan_prompts(settings, sizes, limits, [len(group) for group in groups])
         num_patches = np.array([plan.num_tiles for plan in plans], dtype=np.int64)
 
         pixel_values = empty_tiles(int(num_patches.sum()), settings.tile_size, _torch_dtype(dtype))
         ends = num_patches.cumsum()
-        for picture, name, plan, end in zip(pictures, names, plans, ends, strict=True):
-            rgb = to_rgb(
-                picture,
-                name,
-                apply_exif_orientation=settings.apply_exif_orientation,
-                composite_alpha=settings.composite_alpha,
-                rescale_depth=settings.rescale_depth,
-            )
-            if settings.pad2square:
-                rgb = pad_to_square(rgb, settings.image_mean)
+        pictures.reverse()  # taken from the end, so that each is freed once its tiles are made
+        for index, (plan, end) in enumerate(zip(plans, ends, strict=True)):
             tiles = pixel_values[end - plan.num_tiles : end]
-            write_tiles(rgb, plan, settings.image_mean, settings.image_std, out=tiles)
+            write_tiles(
+                _prepared(pictures.pop(), f"images[{index}]", settings),
+                plan,
+                settings.image_mean,
+                settings.image_std,
+                out=tiles,
+            )
         # NumPy has no bfloat16, and says so.
         values = pixel_values if return_tensors == "pt" else pixel_values.numpy()
         return BatchFeature({"pixel_values": values, "num_patches": num_patches}, tensor_type=return_tensors)
@@ -254,8 +282,49 @@ class InternVLImageProcessor(BaseImageProcessor):
             ValueError, TypeError, OSError: As `preprocess` does, except for damage that only decoding shows.
         """
         settings, limits = self._call_settings(kwargs, len(images))
-        sizes = [self.upright_size(image, **kwargs) for image in images]
-        return _plan_prompts(settings, sizes, limits, [len(images)])
+        sizes = self._upright_sizes(images, **kwargs)
+        return self._plan_prompts(settings, sizes, limits, [len(images)])
+
+    def media_reader(self) -> MediaReader:
+        """Return what reads paths, URLs and bytes for one call, within the `media_policy`."""
+        return MediaReader(self.media_policy)
+
+    def item_limit(self, settings: dict[str, Any], limit: int) -> int:
+        """Return the `max_tiles` of an image beside which a message says something of it.
+
+        A message may come from a stranger: it lowers the limit as it likes, and raises it up to the ceiling at most,
+        which is the `max_tiles_per_image` of the policy, or the processor's or the call's own limit if that is more.
+
+        Args:
+            settings: What the item of the message says of `max_tiles` or `resolution`.
+            limit: The limit that holds without it.
+
+        Returns:
+            The limit, at least 1.
+
+        Raises:
+            ValueError: If the message does not say a positive whole number, or a resolution.
+        """
+        settings = {name: value for name, value in settings.items() if value is not None}
+        if not settings:
+            return limit
+        ceiling = self.media_policy.max_tiles_per_image
+        ceiling = math.inf if ceiling is None else max(ceiling, limit, self.max_tiles)
+        wanted = settings.get("max_tiles", 1)
+        if not isinstance(wanted, Integral) or isinstance(wanted, bool):
+            raise ValueError(f"max_tiles is {wanted!r} in an item of a message, expected a whole number.")
+        if wanted > ceiling:
+            settings["max_tiles"] = ceiling
+        return min(self.tile_limits(1, **settings)[0], ceiling)
+
+    def item_num_frames(self, wanted: int | None, num_frames: int | None) -> int | None:
+        """Return the `num_frames` of a video beside which a message says `wanted`; `num_frames` holds without it."""
+        if wanted is None:
+            return num_frames
+        ceiling = self.media_policy.max_frames_per_video
+        if ceiling is None or not isinstance(wanted, Integral):
+            return wanted
+        return min(wanted, max(ceiling, num_frames or 1))
 
     def tile_limits(self, num_images: int, **kwargs: Unpack[InternVLImagesKwargs]) -> list[int]:
         """Return the `max_tiles` that the settings of a call mean for each of `num_images` images."""
@@ -287,26 +356,27 @@ class InternVLImageProcessor(BaseImageProcessor):
         Raises:
             ValueError, TypeError, OSError: As `plan`.
         """
-        if isinstance(image, (tuple, list)):
-            return checked_size(image)
-        is_turned = kwargs.get("apply_exif_orientation")
-        picture = open_picture(image, "image", kwargs.get("input_data_format"))
-        return picture_size(picture, self.apply_exif_orientation if is_turned is None else is_turned)
+        return self._upright_sizes([image], **kwargs)[0]
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Open paths, URLs, base64 and bytes in place, in lists of any depth; Transformers' processors call this.
 
         The inherited method would turn pictures to RGB before the settings for transparency and depth could apply.
         """
-        if isinstance(image_url_or_urls, (list, tuple)):
-            return [self.fetch_images(image) for image in image_url_or_urls]
-        is_array = hasattr(image_url_or_urls, "ndim")
-        return image_url_or_urls if is_array else open_picture(image_url_or_urls, "image")
+        reader = self.media_reader()
+
+        def opened(image: Any) -> Any:
+            if isinstance(image, (list, tuple)):
+                return [opened(one) for one in image]
+            return image if hasattr(image, "ndim") else open_picture(image, "image", reader=reader)
+
+        return opened(image_url_or_urls)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings, and with them the published keys that make CLIP's image processor fit the model."""
         published = {"do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3}
-        return super().to_dict() | published | {"crop_size": self.tile_size, "size": self.tile_size}
+        own = {name: value for name, value in super().to_dict().items() if name != "media_policy"}
+        return own | published | {"crop_size": self.tile_size, "size": self.tile_size}
 
     def _call_settings(self, changes: dict[str, Any], num_images: int) -> tuple[ImageSettings, list[int]]:
         """Merge the settings of a call into those of the processor, and find the `max_tiles` of each image.
@@ -315,6 +385,12 @@ class InternVLImageProcessor(BaseImageProcessor):
         and the like) may come along.
         """
         changes = _own_names({name: value for name, value in changes.items() if name not in CALL_NAMES})
+        most = self.media_policy.max_images_per_call
+        if most is not None and num_images > most:
+            raise MediaRefusedError(
+                f"There are {num_images} images and frames, and media_policy allows {most} a call "
+                "(max_images_per_call): give fewer."
+            )
         current = {field.name: getattr(self, field.name) for field in fields(ImageSettings)}
         resolution, wanted = changes.pop("resolution", None), changes.get("max_tiles")
         if resolution is not None and wanted is not None:
@@ -330,9 +406,61 @@ class InternVLImageProcessor(BaseImageProcessor):
         changes["min_tiles"] = min(changes.get("min_tiles", self.min_tiles), max(changes["max_tiles"], 1))
         return _settings(current, changes), limits
 
+    def _open_all(
+        self, images: Sequence[Any], reader: MediaReader, input_data_format: str | None
+    ) -> list[Image.Image]:
+        """Open the images of a call; what can be refused is refused before the first is opened."""
+        for index, image in enumerate(images):
+            check_image(image, f"images[{index}]", reader)
+        return [
+            open_picture(image, f"images[{index}]", input_data_format, reader) for index, image in enumerate(images)
+        ]
+
+    def _upright_sizes(self, images: Sequence[Any], **kwargs: Any) -> list[tuple[int, int]]:
+        """Return the sizes (width, height) of images, or of what is a size already."""
+        is_turned, reader = kwargs.get("apply_exif_orientation"), self.media_reader()
+        is_turned = self.apply_exif_orientation if is_turned is None else is_turned
+        names = ["image" if len(images) == 1 else f"images[{index}]" for index in range(len(images))]
+        is_plain = [isinstance(image, (tuple, list)) for image in images]
+        for image, name, plain in zip(images, names, is_plain, strict=True):
+            checked_size(image) if plain else check_image(image, name, reader)
+        return [
+            checked_size(image)
+            if plain
+            else picture_size(open_picture(image, name, kwargs.get("input_data_format"), reader), is_turned)
+            for image, name, plain in zip(images, names, is_plain, strict=True)
+        ]
+
+    def _plan_prompts(
+        self,
+        settings: ImageSettings,
+        sizes: Sequence[tuple[int, int]],
+        limits: Sequence[int],
+        group_sizes: Sequence[int],
+    ) -> list[TilePlan]:
+        """Plan the images of several prompts, whose numbers of images are `group_sizes`."""
+        plans = []
+        for count in group_sizes:
+            start = len(plans)
+            plans += plan_together(
+                sizes[start : start + count],
+                limits[start : start + count],
+                total_max_tiles=settings.total_max_tiles,
+                min_tiles=settings.min_tiles,
+                use_thumbnail=settings.use_thumbnail,
+                tile_size=settings.tile_size,
+            )
+        most, num_tiles = self.media_policy.max_tiles_per_call, sum(plan.num_tiles for plan in plans)
+        if most is not None and num_tiles > most:
+            raise MediaRefusedError(
+                f"The images have {num_tiles} tiles, and media_policy allows {most} a call (max_tiles_per_call): give "
+                "fewer images, or set total_max_tiles."
+            )
+        return plans
+
     def _limit(self, wanted: int | None) -> int:
         """Return the limit of an image for which `wanted` was said."""
-        if not isinstance(wanted, (Integral, type(None))):
+        if not isinstance(wanted, (Integral, type(None))) or isinstance(wanted, bool):
             raise ValueError(f"max_tiles is {wanted!r} for an image, expected a whole number, or None.")
         return self.max_tiles if wanted is None else int(wanted)
 
@@ -363,22 +491,20 @@ def _for_each(name: str, value: Any, num_images: int) -> list[Any]:
     return values
 
 
-def _plan_prompts(
-    settings: ImageSettings, sizes: Sequence[tuple[int, int]], limits: Sequence[int], group_sizes: Sequence[int]
-) -> list[TilePlan]:
-    """Plan the pictures of several prompts, whose numbers of pictures are `group_sizes`."""
-    plans = []
-    for count in group_sizes:
-        start = len(plans)
-        plans += plan_together(
-            sizes[start : start + count],
-            limits[start : start + count],
-            total_max_tiles=settings.total_max_tiles,
-            min_tiles=settings.min_tiles,
-            use_thumbnail=settings.use_thumbnail,
-            tile_size=settings.tile_size,
-        )
-    return plans
+def _prepared(picture: Image.Image, name: str, settings: ImageSettings) -> Image.Image:
+    """Decode an image and make it the RGB image of which tiles are cut."""
+    rgb = to_rgb(
+        picture,
+        name,
+        apply_exif_orientation=settings.apply_exif_orientation,
+        composite_alpha=settings.composite_alpha,
+        rescale_depth=settings.rescale_depth,
+    )
+    return pad_to_square(rgb, settings.image_mean) if settings.pad2square else rgb
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype:

@@ -25,6 +25,7 @@ from .collator_internvl import ConversationCollator
 from .conversation_internvl import PromptEncoder, Visual, decode_answer, media_apart, prepare_conversation
 from .grounding_internvl import GroundingMixin
 from .image_loading_internvl import flatten_images
+from .media_internvl import MediaPolicy  # noqa: F401 (some releases copy only what this file names)
 from .prompt_format_internvl import (
     IMAGE_CONTEXT_TOKEN,
     IMAGE_PLACEHOLDER,
@@ -158,7 +159,7 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         # Pipelines say the model's type to every part; a tokenizer that keeps it cannot be saved.
         kwargs = {name: value for name, value in kwargs.items() if name not in ("dtype", "torch_dtype")}
         image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        settings = image_processor.valid_kwargs.__annotations__
+        settings = [*image_processor.valid_kwargs.__annotations__, "media_policy"]
         kwargs = {name: value for name, value in kwargs.items() if name not in settings}
         # Pipelines pad by the tokenizer's side, and generation continues at the right.
         kwargs = {"padding_side": "left", **kwargs}
@@ -388,7 +389,9 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         """Return the frames of a video; each is one tile unless the item of a message sets another limit."""
         clip = clip if isinstance(clip, Visual) else Visual(clip, {})
         _, limit = self._limited(clip, 1)
-        return [(frame, limit) for frame in frames_of(clip.source, name, clip.settings.get("num_frames", num_frames))]
+        num_frames = self.image_processor.item_num_frames(clip.settings.get("num_frames"), num_frames)
+        reader = self.image_processor.media_reader()
+        return [(frame, limit) for frame in frames_of(clip.source, name, num_frames, reader)]
 
     def _images_in_order(
         self, prompts: Sequence[str], images: Any, videos: Any, num_frames: int | None, image_kwargs: dict[str, Any]
@@ -421,7 +424,7 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         if not isinstance(image, Visual):
             return image, limit
         own = {name: value for name, value in image.settings.items() if name != "num_frames"}
-        return image.source, self.image_processor.tile_limits(1, **own)[0] if own else limit
+        return image.source, self.image_processor.item_limit(own, limit)
 
     def _pad(
         self,

@@ -6,7 +6,6 @@ are the image processor's. The rule is "dynamic high resolution" of InternVL 1.5
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from numbers import Real
 from operator import index
 from typing import Any
@@ -71,20 +70,22 @@ def checked_size(size: Sequence[int]) -> tuple[int, int]:
     return width, height
 
 
-@lru_cache(maxsize=64)
-def allowed_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
-    """List every grid that has between `min_tiles` and `max_tiles` tiles.
+def nearby_grids(ratio: float, min_tiles: int, max_tiles: int) -> list[tuple[int, int]]:
+    """List the grids of `min_tiles` to `max_tiles` tiles among which the one closest to an aspect ratio is.
 
-    There are 35 grids of 1 to 12 tiles (training) and 158 of 1 to 40 (the largest number tried at inference). The list
-    grows like n log n, so any positive `max_tiles` is allowed; a picture then costs as many tiles as its grid has.
+    All grids of 1 to 12 tiles (training) are 35, of 1 to 40 (the largest number tried at inference) 158, of 1 to a
+    million 14 million. None but these can be closest: for each number of tiles along the shorter side of the image,
+    those along the longer side that are closest to the ratio, or as close as the limits allow. Once the limits allow
+    too few of them, more along the shorter side only lead away from the ratio. So the work grows like the square root
+    of `max_tiles`, and nothing is kept.
 
     Args:
+        ratio: Width divided by height of the image.
         min_tiles: Smallest number of tiles, thumbnail not counted; at least 1.
         max_tiles: Largest number of tiles, thumbnail not counted; at least `min_tiles`.
 
     Returns:
         Grids (columns, rows) in the order in which `plan_tiles` tries them: by number of tiles, then by columns.
-        `allowed_grids(1, 4)` is ((1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (2, 2), (4, 1)).
 
     Raises:
         ValueError: If `min_tiles` is not positive or `max_tiles` is below it.
@@ -96,12 +97,21 @@ def allowed_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]
             f"max_tiles is {max_tiles}, expected at least min_tiles, which is {min_tiles}: "
             "raise max_tiles or lower min_tiles."
         )
-    grids = [
-        (columns, rows)
-        for columns in range(1, max_tiles + 1)
-        for rows in range(-(-min_tiles // columns), max_tiles // columns + 1)
-    ]
-    return tuple(sorted(grids, key=lambda grid: (grid[0] * grid[1], grid[0])))
+    is_wide = ratio >= 1
+    long_per_short = ratio if is_wide else 1 / ratio
+    grids = set()
+    for short in range(1, max_tiles + 1):
+        fewest, most = -(-min_tiles // short), max_tiles // short
+        if fewest > most:
+            continue
+        wanted = int(min(long_per_short * short, most))
+        # One more on either side than the two neighbours, for the sake of rounding.
+        for long in range(wanted - 1, wanted + 3):
+            long = min(max(long, fewest), most)
+            grids.add((long, short) if is_wide else (short, long))
+        if most < long_per_short * short:
+            break
+    return sorted(grids, key=lambda grid: (grid[0] * grid[1], grid[0]))
 
 
 def plan_tiles(
@@ -115,7 +125,7 @@ def plan_tiles(
 ) -> TilePlan:
     """Choose the grid for a picture: the one whose aspect ratio is closest to the picture's.
 
-    Ties are common, for 1x1, 2x2 and 3x3 have one ratio. The rule, in the order of `allowed_grids`: the first grid of
+    Ties are common, for 1x1, 2x2 and 3x3 have one ratio. The rule, in the order of `nearby_grids`: the first grid of
     the smallest difference is taken, and a later one of the same difference replaces it only if the picture has more
     than half as many pixels as that grid's canvas, `2 * width * height > tile_size**2 * columns * rows`. So no picture
     is blown up to twice its area or more to break a tie: one of 448x448 pixels stays one tile.
@@ -152,7 +162,7 @@ def plan_tiles(
     # 7 : 6 does between 1 : 1 and 4 : 3, rounding decides, and it decided so when the weights were trained.
     ratio = width / height
     best_grid, best_difference = (1, 1), float("inf")
-    for columns, rows in allowed_grids(min_tiles, max_tiles):
+    for columns, rows in nearby_grids(ratio, min_tiles, max_tiles):
         difference = abs(ratio - columns / rows)
         is_large_enough = 2 * width * height > tile_size * tile_size * columns * rows
         if difference < best_difference or (difference == best_difference and is_large_enough):
@@ -212,7 +222,8 @@ def plan_together(
         ]
         if total_max_tiles is None or sum(plan.num_tiles for plan in plans) <= total_max_tiles:
             return plans
-        common_limit -= 1  # comes to an end: at 1 every picture has one tile
+        # Every limit down to the largest grid gives the same plans again. At 1 every image has one tile.
+        common_limit = max(plan.columns * plan.rows for plan in plans) - 1
 
 
 def tokens_per_tile(height: int, width: int, patch_size: int, downsample_factor: int) -> int:

@@ -6,20 +6,22 @@ Lists of frames, arrays and animated pictures need nothing; for video files PyAV
 import importlib
 import os
 from collections.abc import Sequence
-from io import BytesIO
 from numbers import Integral
-from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from .image_loading_internvl import URL_PREFIXES, read_url
+from .media_internvl import MediaReader, MediaRefusedError
 
 
 # Frames taken from a file unless the caller says how many; the official examples take as many.
 DEFAULT_NUM_FRAMES = 8
 ANIMATIONS = ("GIF", "WEBP", "PNG")  # read by Pillow
+# FFmpeg's names of the containers that are opened: files that hold a video, never lists of other files or URLs.
+CONTAINERS = (
+    "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,ogg,flv,asf,m4v,h264,hevc,mjpeg,ivf,av1,obu,nut,mxf,dv,rm,gif"
+)
 
 
 def sample_frames(total: int, num_frames: int) -> list[int]:
@@ -35,7 +37,7 @@ def sample_frames(total: int, num_frames: int) -> list[int]:
     Raises:
         ValueError: If `num_frames` is no positive whole number.
     """
-    if not isinstance(num_frames, Integral) or num_frames < 1:
+    if not isinstance(num_frames, Integral) or isinstance(num_frames, bool) or num_frames < 1:
         raise ValueError(f"num_frames is {num_frames!r}, expected a whole number of at least 1.")
     if total <= num_frames:
         return list(range(total))
@@ -50,16 +52,17 @@ def is_clip(value: Any) -> bool:
     return True
 
 
-def frames_of(video: Any, name: str, num_frames: int | None = None) -> list[Any]:
+def frames_of(video: Any, name: str, num_frames: int | None = None, reader: MediaReader | None = None) -> list[Any]:
     """Return frames of a video.
 
     Args:
         video: A list of frames (of anything that the image processor reads), an array or tensor (frames, height,
             width, channels) or (frames, channels, height, width), an animated picture, or a video or animation as
-            path, URL (http, https, file, data) or bytes.
+            path, URL (http, https, file, data), bytes, binary file object, or dict with `bytes` or `path`.
         name: What error messages call the video.
         num_frames: How many frames, evenly spaced; fewer where the video has fewer. By default all of a list, array
             or picture, and 8 of a file.
+        reader: Reads within the policy of the call; by default any path and URL is read.
 
     Returns:
         The frames, in order.
@@ -69,10 +72,13 @@ def frames_of(video: Any, name: str, num_frames: int | None = None) -> list[Any]
         OSError: If a file or URL cannot be read.
         TypeError, ValueError: If it is no video, or has no frames.
     """
-    if isinstance(video, (str, Path, bytes, bytearray, memoryview)):
-        frames = _frames_of_file(_source(video, name), name, DEFAULT_NUM_FRAMES if num_frames is None else num_frames)
-    elif isinstance(video, Image.Image):
-        frames = _frames_of_animation(video, num_frames)
+    reader = reader or MediaReader()
+    is_file = isinstance(video, (str, bytes, bytearray, memoryview, os.PathLike, dict)) or hasattr(video, "read")
+    if isinstance(video, Image.Image):
+        frames = _frames_of_animation(video, name, num_frames, reader)
+    elif is_file:
+        with reader.open(video, name) as file:
+            frames = _frames_of_file(file, name, DEFAULT_NUM_FRAMES if num_frames is None else num_frames, reader)
     elif isinstance(video, (list, tuple)) or getattr(video, "ndim", 0) == 4:
         frames = [video[index] for index in _indices(len(video), num_frames)]
     else:
@@ -90,34 +96,35 @@ def _indices(total: int, num_frames: int | None) -> Sequence[int]:
     return range(total) if num_frames is None else sample_frames(total, num_frames)
 
 
-def _source(video: str | Path | bytes, name: str) -> str | BytesIO:
-    """Return the path of a file, or the bytes of anything else."""
-    if isinstance(video, (str, Path)):
-        path = str(video)
-        if path[:8].lower().startswith(URL_PREFIXES):
-            return BytesIO(read_url(path, name))
-        if not os.path.isfile(path):
-            raise FileNotFoundError(
-                f"{name}, {path[:80]!r}, is no existing file and no URL ({', '.join(URL_PREFIXES)}): check the path."
-            )
-        return path
-    return BytesIO(bytes(video))
-
-
-def _frames_of_file(source: str | BytesIO, name: str, num_frames: int) -> list[Image.Image]:
+def _frames_of_file(file: BinaryIO, name: str, num_frames: int, reader: MediaReader) -> list[Image.Image]:
     try:
-        with Image.open(source, formats=ANIMATIONS) as animation:
-            return _frames_of_animation(animation, num_frames)
+        animation = Image.open(file, formats=ANIMATIONS)
     except UnidentifiedImageError:
-        return _decode(_pyav(name), source, name, num_frames)
+        return _decode(_pyav(name), file, name, num_frames, reader)
+    except Exception as error:  # decoders raise whatever damage makes of them
+        raise _damaged(name, error) from error
+    return _frames_of_animation(animation, name, num_frames, reader)
 
 
-def _frames_of_animation(animation: Image.Image, num_frames: int | None) -> list[Image.Image]:
+def _frames_of_animation(
+    animation: Image.Image, name: str, num_frames: int | None, reader: MediaReader
+) -> list[Image.Image]:
     frames = []
-    for index in _indices(getattr(animation, "n_frames", 1), num_frames):
-        animation.seek(index)
-        frames.append(animation.copy())
+    try:
+        for index in _indices(getattr(animation, "n_frames", 1), num_frames):
+            reader.check_time(name)
+            reader.count_pixels(animation.width * animation.height, name)
+            animation.seek(index)
+            frames.append(animation.copy())
+    except MediaRefusedError:
+        raise
+    except Exception as error:  # decoders raise whatever damage makes of them
+        raise _damaged(name, error) from error
     return frames
+
+
+def _damaged(name: str, error: Exception) -> ValueError:
+    return ValueError(f"{name} cannot be decoded as a video ({error}): check that the file is complete.")
 
 
 def _pyav(name: str) -> ModuleType:
@@ -131,31 +138,40 @@ def _pyav(name: str) -> ModuleType:
         ) from error
 
 
-def _decode(av: ModuleType, source: str | BytesIO, name: str, num_frames: int) -> list[Image.Image]:
+def _decode(av: ModuleType, file: BinaryIO, name: str, num_frames: int, reader: MediaReader) -> list[Image.Image]:
     """Decode a file up to the last frame wanted. No seeking: it is not exact in every format."""
     try:
-        with av.open(_rewound(source)) as container:
+        with _container(av, file) as container:
             if not container.streams.video:
                 raise ValueError(f"{name} holds no video: check the file.")
             # What the header says is missing in some formats and wrong in some files.
             total = sum(packet.size > 0 for packet in container.demux(video=0))
         wanted = sample_frames(total, num_frames)
         frames = []
-        with av.open(_rewound(source)) as container:
+        with _container(av, file) as container:
             for index, frame in enumerate(container.decode(video=0)):
+                reader.check_time(name)
                 if index in wanted:
+                    reader.count_pixels(frame.width * frame.height, name)
                     frames.append(_upright(frame))
                 if index == wanted[-1]:
                     break
     except av.FFmpegError as error:
-        raise ValueError(f"{name} cannot be decoded as a video ({error}): check that the file is complete.") from error
+        raise _damaged(name, error) from error
     return frames
 
 
-def _rewound(source: str | BytesIO) -> str | BytesIO:
-    if isinstance(source, BytesIO):
-        source.seek(0)
-    return source
+def _container(av: ModuleType, file: BinaryIO) -> Any:
+    """Open a video from its start, and nothing that it names: playlists and other protocols are closed."""
+    file.seek(0)
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
+    return av.open(file, options=options, io_open=_open_nothing)
+
+
+def _open_nothing(url: str, flags: int, options: dict[str, Any]) -> BinaryIO:
+    raise MediaRefusedError(
+        "A video names another file or URL, which is not opened: give a file that holds the video."
+    )
 
 
 def _upright(frame: Any) -> Image.Image:

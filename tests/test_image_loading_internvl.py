@@ -243,10 +243,10 @@ def test_opening_does_not_decode(png):
         (
             b"no picture",
             UnidentifiedImageError,
-            r"image holds 10 bytes that are no picture Pillow can read: check that the file",
+            r"image holds 10 bytes that are no image Pillow can read: check that the file",
         ),
-        (b"", UnidentifiedImageError, "image holds 0 bytes that are no picture"),
-        ("data:image/png;base64,aGVsbG8=", UnidentifiedImageError, "image holds 5 bytes that are no picture"),
+        (b"", UnidentifiedImageError, "image holds 0 bytes that are no image"),
+        ("data:image/png;base64,aGVsbG8=", UnidentifiedImageError, "image holds 5 bytes that are no image"),
         (None, TypeError, "image is of type NoneType, expected a PIL image, a path, .*: convert it"),
         ({"url": "a.png"}, TypeError, "image is of type dict"),
         (np.zeros(4, np.uint8), ValueError, r"image has shape \(4,\), expected \(height, width\), .*: pass one image"),
@@ -276,7 +276,7 @@ def test_errors_when_decoding(png):
     with pytest.raises(ValueError, match=r"image is damaged and cannot be decoded .*: fetch the file again, or set"):
         rgb(png[:-30])
     with pytest.raises(
-        ValueError, match="image has 32-bit samples from 0 to 65536, expected 0 to 65535: map the range"
+        ValueError, match="image has 32-bit samples from 65536 to 65536, expected 0 to 65535: map the range"
     ):
         rgb(Image.fromarray(np.array([[65536]], dtype=np.int32)))
     with pytest.raises(ValueError, match="values from 0 to 2, expected 0 to 1"):

@@ -62,6 +62,7 @@ def folder(tmp_path):
     for name in (
         "image_loading_internvl.py",
         "image_processing_internvl.py",
+        "media_internvl.py",
         "preprocessor_config.json",
         "tile_pixels_internvl.py",
         "tiling_internvl.py",
@@ -334,7 +335,7 @@ def test_size_must_be_square():
         ([], ValueError, "Got no images, expected at least one: leave the call out"),
         ([[], []], ValueError, "Got no images"),
         (Image.new("RGB", (0, 5)), ValueError, "picture is 0 x 5 pixels"),
-        ([gradient(4, 4), b"no picture"], OSError, r"images\[1\] holds 10 bytes that are no picture"),
+        ([gradient(4, 4), b"no picture"], OSError, r"images\[1\] holds 10 bytes that are no image"),
         ([gradient(4, 4), None], TypeError, r"images\[1\] is of type NoneType"),
         ([[gradient(4, 4)], ["no/such.png"]], FileNotFoundError, r"images\[1\], 'no/such.png', is no existing file"),
         ([np.zeros((3, 4, 5, 6, 7), np.uint8)], ValueError, r"images\[0\] has shape \(3, 4, 5, 6, 7\)"),

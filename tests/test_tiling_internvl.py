@@ -2,15 +2,16 @@ import ast
 import inspect
 from collections import defaultdict
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from internvl_chat.tiling_internvl import (
     TilePlan,
-    allowed_grids,
     checked_size,
     is_size,
+    nearby_grids,
     plan_tiles,
     plan_together,
     tokens_per_tile,
@@ -22,10 +23,47 @@ def grid(width, height, **settings):
     return plan.columns, plan.rows
 
 
-def test_allowed_grids_in_order():
-    assert allowed_grids(1, 4) == ((1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (2, 2), (4, 1))
-    assert allowed_grids(3, 4) == ((1, 3), (3, 1), (1, 4), (2, 2), (4, 1))
-    assert allowed_grids(7, 7) == ((1, 7), (7, 1))
+@cache
+def allowed_grids(min_tiles, max_tiles):
+    """Every grid within the limits, in the order of the official code."""
+    sides = range(1, max_tiles + 1)
+    grids = [(columns, rows) for columns in sides for rows in sides if min_tiles <= columns * rows <= max_tiles]
+    return sorted(grids, key=lambda grid: (grid[0] * grid[1], grid[0]))
+
+
+def best_of_all(size, min_tiles, max_tiles, tile_size):
+    """The official rule restated: all grids are tried in order."""
+    width, height = size
+    best, smallest = None, float("inf")
+    for columns, rows in allowed_grids(min_tiles, max_tiles):
+        difference = abs(width / height - columns / rows)
+        if difference < smallest or (difference == smallest and width * height > 0.5 * tile_size**2 * columns * rows):
+            best, smallest = (columns, rows), difference
+    return best
+
+
+def test_nearby_grids_in_order():
+    assert nearby_grids(1.0, 1, 4) == [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2)]
+    assert nearby_grids(4.0, 3, 4) == [(3, 1), (2, 2), (4, 1)]
+    assert nearby_grids(0.25, 3, 4) == [(1, 3), (1, 4), (2, 2)]
+    assert nearby_grids(1.0, 7, 7) == [(1, 7), (7, 1)]
+
+
+def test_the_best_of_the_nearby_grids_is_the_best_of_all():
+    rng = np.random.default_rng(0)
+    for _ in range(1500):
+        max_tiles = int(rng.choice([1, 2, 6, 12, 13, 24, 40, rng.integers(41, 90)]))
+        min_tiles = int(rng.choice([1, max_tiles, rng.integers(1, max_tiles + 1)]))
+        size = tuple(int(10**exponent) for exponent in rng.uniform(0, rng.choice([2, 4, 8]), 2))
+        tile_size = int(rng.choice([448, 14, 1]))
+        found = grid(*size, min_tiles=min_tiles, max_tiles=max_tiles, tile_size=tile_size)
+        assert found == best_of_all(size, min_tiles, max_tiles, tile_size), (size, min_tiles, max_tiles)
+
+
+def test_large_limits_are_searched_and_not_listed():
+    assert len(nearby_grids(1.0, 1, 10**7)) < 20_000
+    assert grid(1000, 999, max_tiles=10**7) == (1000, 999)
+    assert counts([(1000, 999)] * 2, 10**4, max_tiles=10**7) == [4901, 4901]  # 70 x 70, and the thumbnail
 
 
 def test_sizes():
@@ -40,15 +78,6 @@ def test_what_is_no_size(size):
         ValueError, match=r"The image size is .*, expected \(width, height\) in pixels: two whole numbers"
     ):
         checked_size(size)
-
-
-@pytest.mark.parametrize(
-    ("max_tiles", "count"), [(1, 1), (2, 3), (6, 14), (12, 35), (24, 84), (40, 158), (1000, 7069)]
-)
-def test_number_of_grids(max_tiles, count):
-    grids = allowed_grids(1, max_tiles)
-    assert len(grids) == len(set(grids)) == count
-    assert allowed_grids(1, max_tiles) is grids  # cached
 
 
 @pytest.mark.parametrize(
@@ -187,7 +216,10 @@ def test_tokens_per_tile():
         (lambda: plan_tiles(5, 5, tile_size=0), "tile_size is 0, expected a positive number of pixels such as 448"),
         (lambda: plan_tiles(5, 5, min_tiles=0), "min_tiles is 0, expected at least 1: give min_tiles=1"),
         (lambda: plan_tiles(5, 5, max_tiles=0), "max_tiles is 0, expected at least min_tiles, which is 1: raise"),
-        (lambda: allowed_grids(5, 4), "max_tiles is 4, expected at least min_tiles, which is 5: raise max_tiles or"),
+        (
+            lambda: nearby_grids(1.0, 5, 4),
+            "max_tiles is 4, expected at least min_tiles, which is 5: raise max_tiles or",
+        ),
         (
             lambda: plan_together([(5, 5)] * 3, [12] * 3, total_max_tiles=2),
             "total_max_tiles is 2 for 3 pictures of one prompt, .* raise total_max_tiles or give fewer",
@@ -210,5 +242,5 @@ def test_errors(call, message):
 def test_needs_only_the_standard_library():
     source = ast.parse(Path(inspect.getsourcefile(TilePlan)).read_text(encoding="utf-8"))
     modules = {node.module for node in ast.walk(source) if isinstance(node, ast.ImportFrom)}
-    assert modules == {"collections.abc", "dataclasses", "functools", "numbers", "operator", "typing"}
+    assert modules == {"collections.abc", "dataclasses", "numbers", "operator", "typing"}
     assert not any(isinstance(node, ast.Import) for node in ast.walk(source))

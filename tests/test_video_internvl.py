@@ -138,7 +138,7 @@ def test_wrong_numbers_of_frames(num_frames):
         (np.zeros((0, 4, 4, 3)), ValueError, "v has no frames, expected at least one"),
         (np.zeros((4, 4, 3)), TypeError, r"v is of type ndarray of shape \(4, 4, 3\), expected a list of frames"),
         (3, TypeError, "v is of type int, expected a list of frames"),
-        ("no/such.mp4", FileNotFoundError, "v, 'no/such.mp4', is no existing file and no URL"),
+        ("no/such.mp4", FileNotFoundError, "v, 'no/such.mp4', is no existing file, no URL"),
         ("file:///no/such.mp4", OSError, "v, 'file:///no/such.mp4', cannot be read"),
     ],
 )
