@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from transformers import Cache, LlamaForCausalLM
+from transformers import Cache, GenerationMixin, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -22,6 +22,8 @@ from transformers.utils import TransformersKwargs
 
 RELEASE = f"Transformers {transformers.__version__}"
 
+# Whether chunked prefill reads a prompt from slot 0 and by its slots, whatever a cache holds and padding is there.
+PREFILL_CHUNKS_IGNORE_CACHE = hasattr(GenerationMixin, "_prefill_chunking")
 # Every name that a release has had for the cache: as an argument, as a model input, as a field of outputs.
 CACHE_NAMES = ("past_key_values", "cache")
 # How `tp_plan` divides an output head whose logits every process needs: the name differs by release.

@@ -11,6 +11,54 @@ from transformers import PretrainedConfig
 ROPE_TYPES = ("default", "linear", "dynamic")
 
 
+class RopeParameters(dict):
+    """RoPE settings of a config, as one dict; edits in place are edits of the config.
+
+    Args:
+        config: The config.
+        parameters: Its settings.
+    """
+
+    def __init__(self, config: "InternLM2Config", parameters: dict[str, Any]) -> None:
+        super().__init__(parameters)
+        self._config = config
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.update({name: value})
+
+    def __delitem__(self, name: str) -> None:
+        self.pop(name)
+
+    def __ior__(self, other: Any) -> "RopeParameters":
+        self.update(other)
+        return self
+
+    def __reduce__(self) -> tuple:
+        return dict, (dict(self),)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Change some settings."""
+        super().update(*args, **kwargs)
+        self._config.rope_parameters = dict(self)
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        """Return a setting, which becomes `default` if there is none."""
+        if name not in self:
+            self[name] = default
+        return self[name]
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """Remove a setting and return it."""
+        value = super().pop(name, *default)
+        self._config.rope_parameters = dict(self)
+        return value
+
+    def clear(self) -> None:
+        """Remove all settings, which leaves the base as it is and no scaling."""
+        super().clear()
+        self._config.rope_parameters = None
+
+
 class InternLM2Config(PretrainedConfig):
     """Sizes of an InternLM2; the defaults are InternLM2-Chat-20B as InternVL-Chat-V1-5 uses it.
 
@@ -139,13 +187,16 @@ class InternLM2Config(PretrainedConfig):
         return float(factor)
 
     @property
-    def rope_parameters(self) -> dict[str, Any]:
+    def rope_parameters(self) -> "RopeParameters":
         """`rope_theta` and `rope_scaling` in the one dict where Transformers 5 and engines look; never saved.
 
-        Assigning a dict (or None, for no scaling) changes the two. What they say already leaves their spelling alone.
+        Assigning a dict (None for no scaling), or editing this one in place, changes the two; values that they hold
+        already do not change their spelling.
         """
         parameters = {"rope_theta": self.rope_theta, "rope_type": self.rope_type}
-        return parameters if self.rope_type == "default" else parameters | {"factor": self.rope_factor}
+        return RopeParameters(
+            self, parameters if self.rope_type == "default" else parameters | {"factor": self.rope_factor}
+        )
 
     @rope_parameters.setter
     def rope_parameters(self, parameters: dict[str, Any] | None) -> None:

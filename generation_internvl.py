@@ -15,7 +15,7 @@ from torch import nn
 from transformers import Cache
 from transformers.utils import logging
 
-from .compat_internvl import DraftInputsMixin, first_slot, is_paged, pop_cache
+from .compat_internvl import PREFILL_CHUNKS_IGNORE_CACHE, DraftInputsMixin, first_slot, is_paged, pop_cache
 from .image_features_internvl import EncodedImages, PromptFeatures, check_image_tokens, feature_index
 
 
@@ -218,6 +218,14 @@ def _check_guesses(
     asked = [name for name, value in settings.items() if value is not None]
     if asked and not has_ids:
         raise ValueError(f"{asked[0]} needs the prompt's input_ids, but only inputs_embeds are given; give both.")
+    chunks = kwargs.get("prefill_chunk_size", getattr(generation_config, "prefill_chunk_size", None))
+    mask = kwargs.get("attention_mask")
+    is_ragged = int(first_slot(cache, {})) or (mask is not None and not bool(mask.all()))
+    if PREFILL_CHUNKS_IGNORE_CACHE and chunks is not None and is_ragged:
+        raise ValueError(
+            "prefill_chunk_size is given with padding or a cache that holds tokens, which chunked prefill of this "
+            "release of Transformers ignores; leave it out or use a later release."
+        )
     if asked and (num_cached := int(first_slot(cache, {}))):
         raise ValueError(
             f"{asked[0]} is given with a cache that holds {num_cached} tokens, but guesses are checked from the "

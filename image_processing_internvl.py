@@ -120,7 +120,20 @@ class ImageSettings:
 
 
 # Names that the users of Transformers' own InternVL image processor pass; so does TRL with `crop_to_patches`.
-NATIVE_NAMES = {"min_patches": "min_tiles", "max_patches": "max_tiles"}
+OTHER_NAMES = {
+    "min_patches": "min_tiles",
+    "max_patches": "max_tiles",
+    # In the official code and in published config.json files.
+    "min_num": "min_tiles",
+    "max_num": "max_tiles",
+    "min_dynamic_patch": "min_tiles",
+    "max_dynamic_patch": "max_tiles",
+    "image_size": "tile_size",
+    "force_image_size": "tile_size",
+}
+# False under either name means one tile for each image.
+CUTTING_NAMES = ("crop_to_patches", "dynamic_image_size")
+ONE_TILE = {"min_tiles": 1, "max_tiles": 1}
 
 # What `preprocessor_config.json` files of other image processors say, the published CLIP-style ones of InternVL among
 # them. Some have a meaning here, which cannot be changed; the others have none.
@@ -136,10 +149,11 @@ BASE_NAMES = frozenset(("auto_map", "feature_extractor_type", "processor_class")
 CALL_NAMES = frozenset(("dtype", "input_data_format", "media_reader", "return_tensors"))
 
 # Transformers reads from this which keywords belong to the image processor.
-InternVLImagesKwargs = TypedDict(
-    "InternVLImagesKwargs",
+InternVLImageProcessorKwargs = TypedDict(
+    "InternVLImageProcessorKwargs",
     {field.name: field.type | None for field in fields(ImageSettings)}
-    | {"crop_to_patches": bool | None, "min_patches": int | None, "max_patches": int | None}
+    | dict.fromkeys(CUTTING_NAMES, bool | None)
+    | dict.fromkeys(OTHER_NAMES, int | list[int] | None)
     | {"resolution": str | None}
     | {"input_data_format": str | None, "return_tensors": str | None},
     total=False,
@@ -160,10 +174,13 @@ class InternVLImageProcessor(BaseImageProcessor):
     """
 
     model_input_names = ["pixel_values"]
-    valid_kwargs = InternVLImagesKwargs
+    valid_kwargs = InternVLImageProcessorKwargs
 
     def __init__(
-        self, *, media_policy: str | dict[str, Any] | MediaPolicy = "local", **kwargs: Unpack[InternVLImagesKwargs]
+        self,
+        *,
+        media_policy: str | dict[str, Any] | MediaPolicy = "local",
+        **kwargs: Unpack[InternVLImageProcessorKwargs],
     ) -> None:
         policy = read_policy(media_policy)
         size = kwargs.get("size")
@@ -188,7 +205,7 @@ class InternVLImageProcessor(BaseImageProcessor):
                 "give media_policy to from_pretrained."
             )
         policy = {name: kwargs.pop(name) for name in ("media_policy",) if name in kwargs}
-        known = [*InternVLImagesKwargs.__annotations__, *FIXED_VALUES]
+        known = [*InternVLImageProcessorKwargs.__annotations__, *FIXED_VALUES]
         settings = {name: kwargs.pop(name) for name in known if name in kwargs}
         if unknown := [name for name in kwargs if name in IGNORED_NAMES or get_close_matches(name, known, 1, 0.8)]:
             raise _unknown_settings(unknown)
@@ -201,7 +218,7 @@ class InternVLImageProcessor(BaseImageProcessor):
         input_data_format: str | None = None,
         dtype: torch.dtype | str | None = None,
         media_reader: MediaReader | None = None,
-        **kwargs: Unpack[InternVLImagesKwargs],
+        **kwargs: Unpack[InternVLImageProcessorKwargs],
     ) -> BatchFeature:
         """Turn images into normalised tiles.
 
@@ -252,7 +269,7 @@ class InternVLImageProcessor(BaseImageProcessor):
         values = pixel_values if return_tensors == "pt" else pixel_values.numpy()
         return BatchFeature({"pixel_values": values, "num_patches": num_patches}, tensor_type=return_tensors)
 
-    def plan(self, image: Any, **kwargs: Unpack[InternVLImagesKwargs]) -> TilePlan:
+    def plan(self, image: Any, **kwargs: Unpack[InternVLImageProcessorKwargs]) -> TilePlan:
         """Plan the tiles of an image without decoding it.
 
         Args:
@@ -268,7 +285,7 @@ class InternVLImageProcessor(BaseImageProcessor):
         (plan,) = self.plan_all([image], **kwargs)
         return plan
 
-    def plan_all(self, images: Sequence[Any], **kwargs: Unpack[InternVLImagesKwargs]) -> list[TilePlan]:
+    def plan_all(self, images: Sequence[Any], **kwargs: Unpack[InternVLImageProcessorKwargs]) -> list[TilePlan]:
         """Plan the tiles of the images of one prompt, which share `total_max_tiles`, without decoding them.
 
         Args:
@@ -326,7 +343,7 @@ class InternVLImageProcessor(BaseImageProcessor):
             return wanted
         return min(wanted, max(ceiling, num_frames or 1))
 
-    def tile_limits(self, num_images: int, **kwargs: Unpack[InternVLImagesKwargs]) -> list[int]:
+    def tile_limits(self, num_images: int, **kwargs: Unpack[InternVLImageProcessorKwargs]) -> list[int]:
         """Return the `max_tiles` that the settings of a call mean for each of `num_images` images."""
         return self._call_settings(kwargs, num_images)[1]
 
@@ -343,7 +360,7 @@ class InternVLImageProcessor(BaseImageProcessor):
         """
         return self.plan((width, height), **(images_kwargs or {})).num_tiles
 
-    def upright_size(self, image: Any, **kwargs: Unpack[InternVLImagesKwargs]) -> tuple[int, int]:
+    def upright_size(self, image: Any, **kwargs: Unpack[InternVLImageProcessorKwargs]) -> tuple[int, int]:
         """Return the size (width, height) in pixels of an image as the model sees it, without decoding it.
 
         Args:
@@ -375,8 +392,19 @@ class InternVLImageProcessor(BaseImageProcessor):
     def to_dict(self) -> dict[str, Any]:
         """Return the settings, and with them the published keys that make CLIP's image processor fit the model."""
         published = {"do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3}
-        own = {name: value for name, value in super().to_dict().items() if name != "media_policy"}
+        saved = {*BASE_NAMES, "image_processor_type", *(field.name for field in fields(ImageSettings))}
+        own = {name: value for name, value in super().to_dict().items() if name in saved}
         return own | published | {"crop_size": self.tile_size, "size": self.tile_size}
+
+    def with_limits(self, settings: dict[str, Any], limits: Sequence[int]) -> dict[str, Any]:
+        """Return settings of a call with a limit for each image, in place of every other way to limit tiles."""
+        ways = {"resolution", *CUTTING_NAMES}
+        rest = {
+            name: value
+            for name, value in settings.items()
+            if name not in ways and OTHER_NAMES.get(name, name) != "max_tiles"
+        }
+        return rest | {"max_tiles": list(limits)}
 
     def _call_settings(self, changes: dict[str, Any], num_images: int) -> tuple[ImageSettings, list[int]]:
         """Merge the settings of a call into those of the processor, and find the `max_tiles` of each image.
@@ -534,10 +562,16 @@ def _own_names(changes: dict[str, Any]) -> dict[str, Any]:
     for name, value in FIXED_VALUES.items():
         if changes.pop(name, value) != value:
             raise ValueError(f"{name} is always {value} for InternVL's tiles: leave it out.")
-    renamed = {ours: changes.pop(name) for name, ours in NATIVE_NAMES.items() if name in changes}
-    if not changes.pop("crop_to_patches", True):
-        renamed = {"min_tiles": 1, "max_tiles": 1}
-    return renamed | changes
+    cuts = [changes.pop(name) for name in CUTTING_NAMES if name in changes]
+    if not all(cuts):
+        changes = {name: value for name, value in changes.items() if OTHER_NAMES.get(name, name) not in ONE_TILE}
+        return changes | ONE_TILE
+    renamed: dict[str, Any] = {}
+    for name, value in changes.items():
+        own = OTHER_NAMES.get(name, name)
+        if renamed.setdefault(own, value) is not value and renamed[own] != value:
+            raise ValueError(f"{own} is {renamed[own]} under one name and {value} as {name}: give it once.")
+    return renamed
 
 
 def _side(size: int | dict[str, int]) -> int:

@@ -47,10 +47,10 @@ IGNORED_KWARGS = ("return_mm_token_type_ids", "return_token_type_ids", "do_sampl
 NESTING_KWARGS = ("common_kwargs", "text_kwargs", "images_kwargs", "videos_kwargs", "processor_kwargs")
 # What belongs to a call of the processor among the arguments of `apply_chat_template`, beside image settings.
 CALL_KWARGS = (*TEXT_KWARGS, *IGNORED_KWARGS, *NESTING_KWARGS, "images", "videos", "num_frames", "return_tensors")
+# What processor_config.json holds for the loading of processors.
+KEPT_KWARGS = {"auto_map", "processor_class", "media_policy"}
 # Under which a folder is found.
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-# In place of every way to say it, once it is known for each picture.
-LIMITS_SETTLED = {"resolution": None, "max_patches": None, "crop_to_patches": None}
 
 logger = logging.get_logger(__name__)
 
@@ -87,6 +87,10 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         system_message: str | None = None,
         **kwargs: Any,
     ) -> None:
+        if unknown := kwargs.keys() - KEPT_KWARGS:
+            raise TypeError(
+                f"InternVLProcessor got {', '.join(sorted(unknown))}, which nothing reads: check the spelling."
+            )
         self.patch_size = patch_size
         self.downsample_factor = downsample_factor
         written = None
@@ -351,7 +355,12 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         nested = [kwargs.pop(name, None) or {} for name in NESTING_KWARGS]
         # `processor_kwargs`, the last, holds nestings itself.
         nested += [nested[-1].get(name, {}) for name in NESTING_KWARGS[:-1]]
-        merged = {name: value for group in [*nested, kwargs] for name, value in group.items()}
+        merged: dict[str, Any] = {}
+        for name, value in (entry for group in [*nested, kwargs] for entry in group.items()):
+            if name not in NESTING_KWARGS and repr(merged.setdefault(name, value)) != repr(value):
+                raise ValueError(
+                    f"{name} is given as {merged[name]!r} and as {value!r}, nested and not: give it once."
+                )
         kwargs = {name: value for name, value in merged.items() if name not in IGNORED_KWARGS + NESTING_KWARGS}
         text_kwargs = {name: kwargs.pop(name) for name in TEXT_KWARGS if name in kwargs}
         num_frames = kwargs.pop("num_frames", None)
@@ -371,13 +380,13 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         """
         limits = [limit for group in groups for _, limit in group]
         images = [[image for image, _ in group] for group in groups]
-        settings = {**image_kwargs, **LIMITS_SETTLED, "max_tiles": limits}
+        settings = self.image_processor.with_limits(image_kwargs, limits)
         tiles = self.image_processor(images, return_tensors="pt", **settings)
         return tiles["pixel_values"], tiles["num_patches"]
 
     def count_tiles(self, images: Sequence[tuple[Any, int]], image_kwargs: dict[str, Any]) -> list[int]:
         """Count the tiles that `tiles_of` makes of one prompt's images, without decoding them."""
-        settings = {**image_kwargs, **LIMITS_SETTLED, "max_tiles": [limit for _, limit in images]}
+        settings = self.image_processor.with_limits(image_kwargs, [limit for _, limit in images])
         return [plan.num_tiles for plan in self.image_processor.plan_all([one for one, _ in images], **settings)]
 
     def limited(self, images: Sequence[Any], image_kwargs: dict[str, Any]) -> list[tuple[Any, int]]:

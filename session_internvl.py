@@ -29,6 +29,8 @@ CACHELESS_OPTIONS = {
     # Guesses are checked from the beginning of the prompt.
     "prompt_lookup_num_tokens": None,
     "assistant_model": None,
+    # Some releases read a prompt in chunks only from its beginning.
+    "prefill_chunk_size": None,
 }
 
 

@@ -142,6 +142,7 @@ def stream_answer(
             yield from streamer
         finally:
             listening.cancelled = True
+            streamer.model = None  # nobody is left to wait for
             streamer.wanted.release()
         answer.result()
 

@@ -183,6 +183,7 @@ def test_auto_map_of_the_root():
         "AutoModel": "modeling_internvl_chat.InternVLChatModel",
         "AutoModelForCausalLM": "modeling_internvl_chat.InternVLChatModel",
         "AutoModelForImageTextToText": "modeling_internvl_chat.InternVLChatModel",
+        "AutoModelForMultimodalLM": "modeling_internvl_chat.InternVLChatModel",
         "AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None],
         "AutoImageProcessor": "image_processing_internvl.InternVLImageProcessor",
         "AutoProcessor": "processing_internvl.InternVLProcessor",
