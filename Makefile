@@ -9,11 +9,12 @@ IMAGE ?=
 QUESTION ?=
 MODEL ?= tiny
 OPTIONS ?=
+WINDOW_OPTIONS ?=
 LAYOUT ?= 2b
 PEERS_OPTIONS ?=
 BENCHMARKS := preprocessing vision generation memory second_turn loading growth
 
-.PHONY: chat demo pictures test test-slow lint pythons format window peers clean bench
+.PHONY: chat demo pictures test test-slow test-demo lint pythons format window peers clean bench
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,8 +39,10 @@ pictures: $(VENV)/ready $(DEMO)/ready  ## The README's pictures anew
 test: $(VENV)/ready  ## The fast tests (pytest's status 5, no test ran, is a failure like any other)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) -m "not slow and not gpu"
 
-test-slow: $(VENV)/ready $(DEMO)/ready  ## The slow tests: sharded training, every benchmark, fine-tuning, the notebook, the demo
+test-slow: $(VENV)/ready  ## The slow tests: sharded training, every benchmark, fine-tuning, the notebook
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) -m "slow and not gpu"
+
+test-demo: $(DEMO)/ready  ## The demo in a headless browser
 	$(OFFLINE) $(DEMO)/bin/python -m pytest -m slow tests/test_demo.py
 
 lint: $(VENV)/ready  ## Style
@@ -54,7 +57,7 @@ format: $(VENV)/ready  ## Fix style
 	$(VENV)/bin/ruff format .
 
 window:  ## The fast tests on each pinned Transformers and on the newest of the day, each without torchvision
-	$(PYTHON) tests/window.py --jobs $(JOBS)
+	$(PYTHON) tests/window.py --jobs $(JOBS) $(WINDOW_OPTIONS)
 
 peers:  ## Transformers' own common tests on this package, beside the native model's: make peers PEERS_OPTIONS="--release 5.24.0"
 	$(PYTHON) -m tests.peers.run --jobs $(JOBS) $(PEERS_OPTIONS)

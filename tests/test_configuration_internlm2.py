@@ -1,5 +1,6 @@
 """InternLM2Config: the published sizes, both spellings of the RoPE keys, and what it refuses."""
 
+import copy
 import json
 
 import pytest
@@ -114,3 +115,35 @@ def test_rope_factors_that_are_none(factor):
 def test_tied_embeddings():
     with pytest.raises(ValueError, match="InternLM2 has an output head of its own; set it to false"):
         InternLM2Config(tie_word_embeddings=True)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda parameters: parameters.update(rope_type="dynamic", factor=3.0),
+        lambda parameters: parameters.update({"rope_type": "linear", "factor": 2.0, "rope_theta": 5.0}),
+        lambda parameters: parameters.__ior__({"rope_type": "linear", "factor": 2.0}),
+    ],
+)
+def test_edits_of_rope_parameters_keep(edit):
+    config = InternLM2Config()
+    expected = dict(config.rope_parameters)
+    edit(config.rope_parameters)
+    edited = dict(config.rope_parameters)
+    assert edited != expected
+    assert (config.rope_type, config.rope_factor) == (edited["rope_type"], edited["factor"])
+    config.rope_parameters["factor"] = 4.0
+    assert config.rope_scaling["factor"] == 4.0
+    del config.rope_parameters["factor"]
+    assert "factor" not in config.rope_scaling
+    config.rope_parameters.clear()
+    assert config.rope_scaling is None
+    config.rope_parameters.setdefault("rope_theta", 1.0)
+    assert config.rope_theta == edited["rope_theta"]
+
+
+def test_edits_that_internlm2_does_not_know():
+    with pytest.raises(ValueError, match="rope_scaling has type 'yarn'; InternLM2 knows"):
+        InternLM2Config().rope_parameters.update(rope_type="yarn", factor=2.0)
+    copied = copy.deepcopy(InternLM2Config().rope_parameters)
+    assert copied == {"rope_theta": 1_000_000, "rope_type": "default"}

@@ -481,3 +481,23 @@ def test_recorded_tensors(goldens):
     )
     expected = tensors["p_10x10.png.pad2square.pixel_values_at_stride_29"]
     np.testing.assert_array_equal(padded["pixel_values"][0, :, ::29, ::29], expected)
+
+
+@pytest.mark.parametrize("name", ["max_num", "max_dynamic_patch", "max_patches"])
+def test_published_names_act_in_calls_and_while_loading(name):
+    image = Image.new("RGB", (896, 448))
+    processor = InternVLImageProcessor()
+    assert processor(image, **{name: 1})["num_patches"].tolist() == [1]
+    assert InternVLImageProcessor.from_dict({}, **{name: 1}).max_tiles == 1
+    assert processor(image, dynamic_image_size=False, max_num=6)["num_patches"].tolist() == [1]
+    with pytest.raises(
+        ValueError, match=rf"max_tiles is 2 under one name and 3 as {name}: give it once|max_tiles is 3"
+    ):
+        processor(image, **{"max_tiles": 2, name: 3})
+
+
+def test_foreign_attributes_are_not_saved(tmp_path):
+    processor = InternVLImageProcessor(max_tiles=3)
+    processor.is_override = True
+    processor.save_pretrained(tmp_path)
+    assert InternVLImageProcessor.from_pretrained(tmp_path).max_tiles == 3
