@@ -490,9 +490,7 @@ def test_published_names_act_in_calls_and_while_loading(name):
     assert processor(image, **{name: 1})["num_patches"].tolist() == [1]
     assert InternVLImageProcessor.from_dict({}, **{name: 1}).max_tiles == 1
     assert processor(image, dynamic_image_size=False, max_num=6)["num_patches"].tolist() == [1]
-    with pytest.raises(
-        ValueError, match=rf"max_tiles is 2 under one name and 3 as {name}: give it once|max_tiles is 3"
-    ):
+    with pytest.raises(ValueError, match="max_tiles is 2 under one name and 3 as"):
         processor(image, **{"max_tiles": 2, name: 3})
 
 
