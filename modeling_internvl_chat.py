@@ -263,7 +263,12 @@ class InternVLChatModel(
         return _input_device(self.get_input_embeddings())
 
     def get_image_features(
-        self, pixel_values: torch.Tensor, vision_batch_size: int | None = None, return_dict: bool = False
+        self,
+        pixel_values: torch.Tensor,
+        vision_batch_size: int | None = None,
+        return_dict: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> torch.Tensor | BaseModelOutputWithPooling:
         """Turn tiles into image tokens, a bounded number of tiles at a time.
 
@@ -271,7 +276,10 @@ class InternVLChatModel(
             pixel_values: Normalised tiles `(tiles, channels, height, width)` on any device, any floating dtype.
             vision_batch_size: Tiles that the vision encoder takes at once; None means `config.vision_batch_size`, and
                 all of them in training. Memory grows with it, the result stays.
-            return_dict: Whether to return an output object, as Transformers' own models do.
+            return_dict: Whether to return an output object, as Transformers' own models do; all tiles are then encoded
+                at once.
+            output_hidden_states: Whether the output holds every state of the vision encoder.
+            output_attentions: Whether the output holds its attention weights (eager backend).
 
         Returns:
             Image features `(tiles, tile_tokens, hidden)`; with `return_dict` an output that has them as
@@ -286,18 +294,34 @@ class InternVLChatModel(
             vision_batch_size = self.config.vision_batch_size
         if vision_batch_size is not None and vision_batch_size < 1:
             raise ValueError(f"vision_batch_size is {vision_batch_size}; expected at least 1 tile, or None.")
+        if return_dict:
+            output = self._vision_output(pixel_values, output_hidden_states, output_attentions)
+            output.pooler_output = self._project(output.last_hidden_state, *pixel_values.shape[-2:])
+            return output
+        if output_hidden_states or output_attentions:
+            raise ValueError(
+                "output_hidden_states and output_attentions need return_dict=True; features hold neither."
+            )
         is_whole = vision_batch_size is None or is_traced() or is_sharded(self.vision_model)
-        states, features = [], []
-        for tiles in [pixel_values] if is_whole else pixel_values.split(vision_batch_size):
-            patches = self.vision_model(
-                tiles.to(_input_device(self.vision_model)), select_layer=self.config.select_layer
-            ).last_hidden_state
-            features.append(self._project(patches, *tiles.shape[-2:]))
-            states += [patches] if return_dict else []
-        features = features[0] if len(features) == 1 else torch.cat(features)
-        if not return_dict:
-            return features
-        return BaseModelOutputWithPooling(last_hidden_state=torch.cat(states), pooler_output=features)
+        features = [
+            self._project(self._vision_output(tiles).last_hidden_state, *tiles.shape[-2:])
+            for tiles in ([pixel_values] if is_whole else pixel_values.split(vision_batch_size))
+        ]
+        return features[0] if len(features) == 1 else torch.cat(features)
+
+    def _vision_output(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Run the vision encoder on tiles `(tiles, channels, height, width)`, up to the layer that is projected."""
+        return self.vision_model(
+            pixel_values.to(_input_device(self.vision_model)),
+            select_layer=self.config.select_layer,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
 
     def _project(self, states: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Turn the states `(tiles, seq, channels)` of tiles of `height` × `width` pixels into image tokens."""
