@@ -254,6 +254,7 @@ for _output_class in (BackboneOutput, CausalLMOutput):
 ARGUMENTS_OF_CALLERS = {
     "cache_position",
     "num_items_in_batch",
+    "shift_labels",
     "return_dict",
     "logits_to_keep",
     "is_causal",

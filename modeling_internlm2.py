@@ -465,7 +465,6 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GrowingCacheMixin, Generati
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        shift_labels: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutput:
         """Predict the next token at every position; arguments not listed are `InternLM2Model.forward`'s.
@@ -477,15 +476,15 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GrowingCacheMixin, Generati
             past_key_values: See `InternLM2Model.forward`.
             inputs_embeds: See `InternLM2Model.forward`.
             labels: Tokens to learn `(batch, seq)`, not shifted; -100 is ignored.
-            shift_labels: The token to learn at each position, already shifted, see `next_token_loss`.
             use_cache: See `InternLM2Model.forward`.
             logits_to_keep: How many last positions get logits (0: all), or the positions themselves.
-            **kwargs: Passed to `InternLM2Model.forward` and the loss.
+            **kwargs: `num_items_in_batch` and `shift_labels`, see `next_token_loss`; the rest is passed to
+                `InternLM2Model.forward`.
 
         Returns:
             `loss` if labels are given, `logits (batch, kept, vocab)`, the cache, and what was asked for.
         """
-        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        num_items_in_batch, shift_labels = (kwargs.pop(name, None) for name in ("num_items_in_batch", "shift_labels"))
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -525,7 +525,6 @@ class InternVLChatModel(
         logits_to_keep: int | torch.Tensor = 0,
         vision_batch_size: int | None = None,
         skip_logits: bool = False,
-        shift_labels: torch.LongTensor | None = None,
         prompt_features: PromptFeatures | None = None,
         **kwargs: Any,
     ) -> CausalLMOutput:
@@ -549,10 +548,10 @@ class InternVLChatModel(
             vision_batch_size: See `get_image_features`.
             skip_logits: Return the loss alone: logits then exist for a few tokens at a time, which saves most of the
                 memory of a long training step. By default they are returned, for trainers that look at them.
-            shift_labels: The token to learn at each position `(batch, seq)`, already shifted, as context parallelism
-                passes them: a shard of a sequence cannot shift over its border.
             prompt_features: The images of a prompt, in a step of `generate`, which passes them.
-            **kwargs: Passed to the language model (`output_hidden_states`, `output_attentions`, …).
+            **kwargs: `shift_labels`: the token to learn at each position `(batch, seq)`, already shifted, as context
+                parallelism passes it, since a shard of a sequence cannot shift over its border. Everything else is
+                passed to the language model (`output_hidden_states`, `output_attentions`, …).
 
         Returns:
             `loss` if labels are given, `logits (batch, kept, vocab)`, the cache, and what was asked for.
@@ -574,6 +573,8 @@ class InternVLChatModel(
         }
         slot = first_slot(past_key_values, kwargs)
         inputs_embeds = self.embeds_of_step(input_ids, inputs_embeds, images, past_key_values, prompt_features, slot)
+        # Not an argument by name: Transformers' trainer takes each argument called so for one that batches must have.
+        shift_labels = kwargs.pop("shift_labels", None)
         has_labels = labels is not None or shift_labels is not None
         _check_loss_arguments(has_labels, loss_weight, logits_to_keep, skip_logits)
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
