@@ -122,6 +122,19 @@ class InternVLChatConfig(PretrainedConfig):
             config["image_token_id"] = _published_image_token_id(pretrained_model_name_or_path, hub)
         return config, rest
 
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save config.json, see Transformers; its `auto_map` names the code that is saved beside it.
+
+        Transformers changes only the entries of the classes that save themselves. Where code came from a repository of
+        its own, the same weights would run the saved code under one Auto class and that repository's under another.
+        """
+        auto_map = getattr(self, "auto_map", None)
+        if auto_map:
+            self.auto_map = {name: _beside(reference, save_directory) for name, reference in auto_map.items()}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if auto_map:
+            self.auto_map = auto_map
+
     @property
     def downsample_factor(self) -> int:
         """Side of the square of patches that becomes one image token."""
@@ -176,6 +189,14 @@ def _published_image_token_id(source: str | os.PathLike, hub: dict[str, Any]) ->
         if isinstance(found, int):
             return found
     return None
+
+
+def _beside(reference: Any, folder: str | os.PathLike) -> Any:
+    """Return where `auto_map` finds a class: in its file in the folder if that is there, else where it came from."""
+    if not isinstance(reference, str):
+        return reference and [_beside(one, folder) for one in reference]
+    name = reference.rpartition("--")[2]
+    return name if os.path.isfile(os.path.join(folder, name.partition(".")[0] + ".py")) else reference
 
 
 def _vision_config(config: dict[str, Any] | PretrainedConfig | None) -> PretrainedConfig:
