@@ -21,8 +21,8 @@ from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer
 ROOT = Path(__file__).resolve().parent.parent
 CODE = sorted(path.name for path in ROOT.glob("*.py"))
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-# What Transformers looks for in the root of every repository.
-NOT_PUBLISHED = {"adapter_config.json", "custom_generate/generate.py"}
+# What Transformers looks for in the root even of a subfolder's load; of the last one 4.57 asks whether it exists.
+LOOKED_FOR_IN_THE_ROOT = {"adapter_config.json", "custom_generate/generate.py", "processor_config.json"}
 LARGE = "model.safetensors"
 # Repositories: everything in one folder, the root of this project, weights whose code is elsewhere, and that code.
 WHOLE, NESTED, WEIGHTS, CODE_ONLY = "user/whole", "user/nested", "user/weights", "user/code"
@@ -49,6 +49,12 @@ def package(thing):  # the folder of its code: name of the repository and commit
 def written(thing):  # what a file deep in the package of its code says, see `with_changed_code`
     sibling = type(thing).__module__.rsplit(".", 1)[0] + ".tiling_internvl"
     return getattr(sys.modules[sibling], "WRITTEN", "before")
+
+def persistently(work):  # a cut connection: some releases of huggingface_hub go on by themselves, others report it
+    try:
+        return work()
+    except Exception:
+        return work()
 
 names = globals()
 for line in sys.stdin:
@@ -137,6 +143,9 @@ def folders(tmp_path_factory):
     whole = copied(folder / "whole", *tiny, *code, template)
     nested = copied(folder / "nested", *code, *ROOT.glob("*.json"), template)
     copied(nested / "tiny", *tiny)
+    (nested / "processor_config.json").write_text(
+        json.dumps({"processor_class": "InternVLProcessor", "patch_size": 7})
+    )
     weights = pointing_elsewhere(copied(folder / "weights", *tiny))
     return {
         WHOLE: whole,
@@ -281,11 +290,12 @@ def test_what_is_not_there_is_named(online, repo, options, message):
 def test_everything_but_code_comes_from_the_subfolder(hub, online, greeting):
     online(f"model, processor, tokenizer, images, config = load_all('{NESTED}', subfolder='tiny')")
     asked = {path for path in hub.asked(NESTED) if not path.startswith("/api/")}
-    assert {path for path in asked if not path.startswith("tiny/")} - set(CODE) <= NOT_PUBLISHED
+    assert {path for path in asked if not path.startswith("tiny/")} - set(CODE) <= LOOKED_FOR_IN_THE_ROOT
     ids = "model.config.image_token_id, config.image_token_id, processor.image_token_id"
     assert set(online(f"answer = [{ids}]")) == {833}
     assert online("answer = model.generation_config.eos_token_id") == [829, 2]  # the root's are 92542 and 2
     assert online("answer = tokenizer.convert_tokens_to_ids(['<|im_end|>', '</s>'])") == [829, 2]
+    assert online("answer = processor.patch_size") == 14  # the root's is 7
     assert online("answer = [images.tile_size, processor.image_processor.tile_size]") == [224, 224]
     assert online("answer = processor.chat_template == tokenizer.chat_template")
     assert online("answer = [chat(model, tokenizer), chat(model, processor.tokenizer)]") == [greeting, greeting]
@@ -350,15 +360,16 @@ def test_a_missing_shard_is_named(server, online, folders, tmp_path):
 def test_a_download_that_is_cut_goes_on(server, hub, online, greeting, folders, tmp_path):
     server.commit("user/cut", folders[WHOLE])
     hub.faults[SHARDS[0]] = (1_000_000, False)
-    both = "model, tokenizer = load(AutoModel, 'user/cut'), load(AutoTokenizer, 'user/cut')"
-    assert online(f"{both}; answer = chat(model, tokenizer)") == greeting
+    online("model = persistently(lambda: load(AutoModel, 'user/cut'))")
+    assert online("answer = chat(model, load(AutoTokenizer, 'user/cut'))") == greeting
     assert not hub.faults
 
     # What is larger than the library's piece of 10 MiB goes on where it was.
     tmp_path.joinpath(LARGE).write_bytes(bytes(15 << 20))
     server.commit("user/large", tmp_path)
     hub.faults[LARGE] = (12 << 20, False)
-    online(f"from huggingface_hub import hf_hub_download; hf_hub_download('user/large', '{LARGE}')")
+    online("from huggingface_hub import hf_hub_download")
+    online(f"persistently(lambda: hf_hub_download('user/large', '{LARGE}'))")
     assert hub.ranges == {LARGE: f"bytes={10 << 20}-"}
 
 
