@@ -131,9 +131,11 @@ class InternVLChatConfig(PretrainedConfig):
         auto_map = getattr(self, "auto_map", None)
         if auto_map:
             self.auto_map = {name: _beside(reference, save_directory) for name, reference in auto_map.items()}
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if auto_map:
-            self.auto_map = auto_map
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            if auto_map:
+                self.auto_map = auto_map
 
     @property
     def downsample_factor(self) -> int:
