@@ -24,6 +24,9 @@ SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 # What Transformers looks for in the root even of a subfolder's load; of the last one 4.57 asks whether it exists.
 LOOKED_FOR_IN_THE_ROOT = {"adapter_config.json", "custom_generate/generate.py", "processor_config.json"}
 LARGE = "model.safetensors"
+
+# Loading does not depend on the tests of each release; these take long enough to run once.
+pytestmark = pytest.mark.newest
 # Repositories: everything in one folder, the root of this project, weights whose code is elsewhere, and that code.
 WHOLE, NESTED, WEIGHTS, CODE_ONLY = "user/whole", "user/nested", "user/weights", "user/code"
 
