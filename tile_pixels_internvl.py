@@ -8,11 +8,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
 from PIL import Image
 
@@ -71,13 +71,19 @@ def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture.resize(size, Image.Resampling.BICUBIC)
 
 
+@cache
+def pillow_generation() -> int:
+    """Return the first number of the installed Pillow's release."""
+    return int(version("pillow").split(".")[0])
+
+
 def _resizes_width_first(size: tuple[int, int], new_size: tuple[int, int]) -> bool:
     """Tell whether PIL surely resizes a picture's width before its height: the first pass rounds for the second.
 
     So did all releases before Pillow 13, which begins with a height that shrinks by more than twice as many pixels as
     the width (found by trying). What later releases do with heights that shrink is not known.
     """
-    pillow = int(PIL.__version__.split(".")[0])
+    pillow = pillow_generation()
     loss, height_loss = (old - new for old, new in zip(size, new_size, strict=True))
     return height_loss <= 0 or pillow < 13 or (pillow == 13 and height_loss <= 2 * loss)
 

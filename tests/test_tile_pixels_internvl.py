@@ -2,9 +2,9 @@ import multiprocessing
 import time
 
 import numpy as np
-import PIL
 import pytest
 import torch
+from internvl_chat import tile_pixels_internvl
 from internvl_chat.image_processing_internvl import IMAGENET_MEAN, IMAGENET_STD, InternVLImageProcessor
 from internvl_chat.tile_pixels_internvl import _bands, _in_threads, _normalise, _resizes_width_first, write_tiles
 from internvl_chat.tiling_internvl import TilePlan
@@ -51,12 +51,14 @@ def test_pass_order_of_pil():
     assert width_first > 150
 
 
-@pytest.mark.parametrize(("version", "first"), [("9.5.0", True), ("13.1", False), ("14.0.0.dev0", False)])
-def test_pass_order_by_release(version, first, monkeypatch):
-    monkeypatch.setattr(PIL, "__version__", version)
+@pytest.mark.parametrize(("release", "first"), [("9.5.0", True), ("13.1", False), ("14.0.0.dev0", False)])
+def test_pass_order_by_release(release, first, monkeypatch):
+    tile_pixels_internvl.pillow_generation.cache_clear()
+    monkeypatch.setattr(tile_pixels_internvl, "version", lambda name: release)
     assert _resizes_width_first((90, 100), (80, 79)) == first
-    assert _resizes_width_first((90, 100), (80, 80)) == (version != "14.0.0.dev0")
+    assert _resizes_width_first((90, 100), (80, 80)) == (release != "14.0.0.dev0")
     assert _resizes_width_first((90, 100), (80, 100))
+    tile_pixels_internvl.pillow_generation.cache_clear()
 
 
 def _tiles_in_child(picture):
