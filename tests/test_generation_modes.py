@@ -266,9 +266,10 @@ def test_continuous_batching(model, processor):
         model.generate_batch(inputs["input_ids"].tolist())
 
 
+@PINNED
 @pytest.mark.parametrize("part", ["model", "language_model"])
 def test_continuous_batching_of_text(model, processor, part):
-    """Where this release has it for CPUs, it says what greedy decoding says."""
+    """Where this release has it for CPUs, it says what greedy decoding says; not so in 5.10.4, not yet explained."""
     subject = model if part == "model" else model.language_model
     config = copy.deepcopy(model.generation_config)
     config.do_sample, config.max_new_tokens = False, 6
@@ -282,10 +283,11 @@ def test_continuous_batching_of_text(model, processor, part):
         answers = subject.generate_batch(prompts, generation_config=config, **limits)
     except Exception as error:  # noqa: BLE001 (whatever this release lacks on this machine)
         pytest.skip(f"continuous batching does not run here: {error}")
-    rows = [answer.generated_tokens for answer in answers.values()]
+    rows = {tuple(answer.prompt_ids): answer.generated_tokens for answer in answers.values()}  # in any order
     if len(rows) != len(prompts):
         pytest.skip("continuous batching does not run here: its thread ended without an answer")
-    for ids, row in zip(prompts, rows, strict=True):
+    for ids in prompts:
+        row = rows[tuple(ids)]
         expected = subject.generate(torch.tensor([ids]), generation_config=config)[0, len(ids) :].tolist()
         assert row in (expected, expected[:-1])  # some releases leave out the token that ends an answer
         assert row == expected or expected[-1] in config.eos_token_id
