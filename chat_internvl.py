@@ -1,10 +1,9 @@
-"""Conversations with a model: `chat`, `batch_chat` and `chat_stream`.
+"""The official calls `chat`, `batch_chat` and `chat_stream`; beside them `chat_with_logprobs` and `score_choices`.
 
-The ids of a conversation are made in `conversation_internvl.py`; images come as tiles and pass to the model.
+Each is a whole conversation; one that goes on is a `ChatSession`, which `start_chat` makes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from operator import index
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,27 +11,20 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
-from .conversation_internvl import History, decode_answer, encode_conversation, turns_of_history
-from .image_features_internvl import EncodedImages
-from .options_internvl import GenerationOptions, answer_options, seeing_answer_alone
-from .prompt_format_internvl import (
-    IMAGE_CONTEXT_TOKEN,
-    IMAGE_END_TOKEN,
-    IMAGE_PLACEHOLDER,
-    IMAGE_START_TOKEN,
-    prompt_format,
-)
-from .streaming_internvl import stream_answer
+from .conversation_internvl import History, checked_turns, ids_of, place_in_front
+from .image_features_internvl import EncodedImages, ImageInput, count_tiles, count_tiles_of_each
+from .options_internvl import GenerationOptions, read_options
+from .prompt_format_internvl import IMAGE_CONTEXT_TOKEN, IMAGE_END_TOKEN, IMAGE_START_TOKEN
+from .scoring_internvl import SCORED_OUTPUT, ScoredAnswer, scored_answer
+from .session_internvl import ChatSession
+from .streaming_internvl import Answerer, stream_answer
 
 
 logger = logging.get_logger(__name__)
 
-# What of a prompt's inputs goes to the device of the embedding.
-PROMPT_NAMES = ("input_ids", "attention_mask")
-
 
 class ChatMixin:
-    """Conversations for a model with `config`, `system_message`, `embed_inputs`, `generate`, `num_image_tokens_of`.
+    """Conversations for a model with `config`, `system_message`, `generate`, `encode_images`, `num_image_tokens_of`.
 
     Nothing that the caller passes is changed, nothing is printed, and no call leaves anything behind on the model.
     """
@@ -40,7 +32,7 @@ class ChatMixin:
     def chat(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        pixel_values: torch.Tensor | EncodedImages | None,
+        pixel_values: ImageInput | None,
         question: str,
         generation_config: GenerationOptions = None,
         history: History | None = None,
@@ -53,37 +45,37 @@ class ChatMixin:
         streamer: BaseStreamer | None = None,
         system: str | None = None,
     ) -> str | tuple[str, list[tuple[str, str]]]:
-        """Answer a question about pictures, or about none. Names and order of the first arguments are official.
+        """Answer a question, with or without images. Names and order of the first arguments are official.
 
         Args:
             tokenizer: The checkpoint's tokenizer.
-            pixel_values: Tiles of all pictures `(tiles, 3, height, width)`, from the image processor; what
+            pixel_values: Tiles of all images `(tiles, 3, height, width)`, from the image processor; what
                 `encode_images` made of them; or None.
-            question: The question. `<image>` marks where a picture stands; without any, and without history, the
-                pictures stand in front.
+            question: The question. `<image>` marks where an image stands; without any, and without history, the image
+                stands in front.
             generation_config: What `generate` takes, as a dict or a GenerationConfig.
-            history: Earlier (question, answer) pairs; their `<image>` take the first pictures.
+            history: Earlier (question, answer) pairs; their `<image>` take the first images.
             return_history: Whether to return the history with this turn added.
-            num_patches_list: Tiles of each picture; None means that all tiles are one picture, unless
-                `encode_images` was told otherwise.
+            num_patches_list: Tiles of each image; None means that all tiles are one image, unless `encode_images` was
+                told otherwise.
             IMG_START_TOKEN: Official argument; only the published token is possible.
             IMG_END_TOKEN: Official argument; only the published token is possible.
             IMG_CONTEXT_TOKEN: Official argument; only the published token is possible.
             verbose: Whether to log the prompt.
-            streamer: Receives tokens as they are made.
+            streamer: Receives tokens as they are generated.
             system: System message of this call; None means the model's.
 
         Returns:
             The answer; with `return_history` also the new history.
 
         Raises:
-            ValueError: If pictures, `<image>` and `num_patches_list` do not fit, history is not pairs of text, the
+            ValueError: If images, `<image>` and `num_patches_list` do not fit, history is not pairs of text, the
                 template is unknown, or tiles hold NaN.
         """
         _check_fixed_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
-        num_tiles = tiles_of_one_conversation(pixel_values, num_patches_list)
+        num_tiles, answerer = count_tiles(pixel_values, num_patches_list), Answerer(self, tokenizer, system)
         (turns,) = self._converse(
-            tokenizer, pixel_values, [question], [history], [num_tiles], generation_config, system, verbose, streamer
+            answerer, pixel_values, [question], [history], [num_tiles], generation_config, verbose, streamer
         )
         answer = turns[-1][1]
         return (answer, turns) if return_history else answer
@@ -91,7 +83,7 @@ class ChatMixin:
     def batch_chat(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        pixel_values: torch.Tensor | EncodedImages | None,
+        pixel_values: ImageInput | None,
         questions: Sequence[str],
         generation_config: GenerationOptions = None,
         num_patches_list: Sequence[int | Sequence[int]] | None = None,
@@ -108,11 +100,11 @@ class ChatMixin:
 
         Args:
             tokenizer: See `chat`.
-            pixel_values: Tiles of all pictures of all conversations in order, encoded or not, or None.
+            pixel_values: Tiles of all images of all conversations in order, encoded or not, or None.
             questions: One question for each conversation, as in `chat`.
             generation_config: See `chat`.
-            num_patches_list: For each conversation the tiles of its picture (0: no picture), or a list with the tiles
-                of each of its pictures; None means no picture, or all tiles for a single question.
+            num_patches_list: For each conversation the tiles of its image (0: no image), or a list with the tiles of
+                each of its images; None means no image, or all tiles for a single question.
             history: For each conversation its history, or None.
             return_history: Whether to return the histories with this turn added.
             IMG_START_TOKEN: See `chat`.
@@ -129,27 +121,26 @@ class ChatMixin:
             ValueError: If the lists differ in length, or as in `chat`.
         """
         _check_fixed_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
-        num_tiles = _tiles_of_each(
+        num_tiles = count_tiles_of_each(
             pixel_values, questions, image_counts if num_patches_list is None else num_patches_list
         )
         histories = [None] * len(questions) if history is None else list(history)
         if len(histories) != len(questions):
             raise ValueError(f"There are {len(histories)} histories for {len(questions)} questions; give one each.")
-        turns = self._converse(
-            tokenizer, pixel_values, questions, histories, num_tiles, generation_config, system, verbose
-        )
+        answerer = Answerer(self, tokenizer, system)
+        turns = self._converse(answerer, pixel_values, questions, histories, num_tiles, generation_config, verbose)
         answers = [conversation[-1][1] for conversation in turns]
         return (answers, turns) if return_history else answers
 
     def chat_stream(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        pixel_values: torch.Tensor | EncodedImages | None,
+        pixel_values: ImageInput | None,
         question: str,
         generation_config: GenerationOptions = None,
         **kwargs: Any,
     ) -> Iterator[str]:
-        """Yield the answer of `chat` piece by piece while it is made; closing the iterator stops the model.
+        """Yield the answer of `chat` piece by piece while it is generated; closing the iterator stops the model.
 
         Args:
             tokenizer: See `chat`.
@@ -164,141 +155,182 @@ class ChatMixin:
         Raises:
             ValueError: As `chat`.
         """
-        stop = prompt_format(self.config.template).stop
         if "streamer" in kwargs:
             raise ValueError("chat_stream yields the answer itself; leave out streamer, or call chat().")
         yield from stream_answer(
             self,
             tokenizer,
-            stop,
             generation_config,
-            lambda options, streamer: self.chat(
-                tokenizer, pixel_values, question, options, streamer=streamer, **kwargs
-            ),
+            lambda options, stream: self.chat(tokenizer, pixel_values, question, options, streamer=stream, **kwargs),
         )
+
+    def chat_with_logprobs(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pixel_values: ImageInput | None,
+        question: str,
+        generation_config: GenerationOptions = None,
+        history: History | None = None,
+        return_history: bool = False,
+        num_patches_list: Sequence[int] | None = None,
+        system: str | None = None,
+    ) -> ScoredAnswer | tuple[ScoredAnswer, list[tuple[str, str]]]:
+        """Answer as `chat` does, and say how likely each token was.
+
+        It costs no further pass; the logits are kept until the end, 4 bytes times the vocabulary for each token.
+
+        Args:
+            tokenizer: See `chat`.
+            pixel_values: See `chat`.
+            question: See `chat`.
+            generation_config: See `chat`; one answer is generated, whatever `num_return_sequences` says.
+            history: See `chat`.
+            return_history: See `chat`.
+            num_patches_list: See `chat`.
+            system: See `chat`.
+
+        Returns:
+            The answer; with `return_history` also the new history.
+
+        Raises:
+            ValueError: As `chat`.
+        """
+        num_tiles, answerer = count_tiles(pixel_values, num_patches_list), Answerer(self, tokenizer, system)
+        (turns,), prompts = self._prompts(answerer, pixel_values, [question], [history], [num_tiles])
+        inputs = _padded(prompts) | {"pixel_values": pixel_values}
+        answer = scored_answer(answerer, answerer.generate(inputs, generation_config, **SCORED_OUTPUT))
+        return (answer, [*turns[:-1], (turns[-1][0], answer.text)]) if return_history else answer
+
+    def score_choices(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pixel_values: ImageInput | None,
+        question: str,
+        choices: Sequence[str],
+        history: History | None = None,
+        num_patches_list: Sequence[int] | None = None,
+        system: str | None = None,
+        with_end: bool = True,
+    ) -> list[ScoredAnswer]:
+        """Say how likely each of several answers is. Images and prompt are read once for all of them.
+
+        Args:
+            tokenizer: See `chat`.
+            pixel_values: See `chat`.
+            question: See `chat`.
+            choices: The answers to score, of any lengths.
+            history: See `chat`.
+            num_patches_list: See `chat`.
+            system: See `chat`.
+            with_end: Whether a choice must be the whole answer: the token that ends it counts. Without, answers that
+                merely begin with it count too: the probability of "4" includes that of "40".
+
+        Returns:
+            The choices in their order. The best has the largest `logprob`; softmax over all of them gives each
+            choice's probability.
+
+        Raises:
+            ValueError: If there is no choice, one is not text or has no tokens; as `chat`.
+        """
+        num_tiles = count_tiles(pixel_values, num_patches_list)
+        turns = _turns(history, question, num_tiles)
+        images = pixel_values
+        if isinstance(pixel_values, torch.Tensor):
+            images = self.encode_images(pixel_values, num_tiles)
+        images = [] if images is None else EncodedImages(images.features, tuple(num_tiles)).split()
+        with ChatSession(self, tokenizer, system=system) as session:
+            return session.score(turns, images, choices, with_end)
+
+    def start_chat(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        pixel_values: ImageInput | None = None,
+        generation_config: GenerationOptions = None,
+        num_patches_list: Sequence[int] | None = None,
+        system: str | None = None,
+    ) -> ChatSession:
+        """Start a conversation that keeps its cache, so that no question reads again what an earlier one has read.
+
+        Args:
+            tokenizer: The checkpoint's tokenizer.
+            pixel_values: The images of the first question, see `ChatSession.show`; None if there are none.
+            generation_config: What `generate` takes, for all questions that say nothing else.
+            num_patches_list: See `ChatSession.show`.
+            system: System message; None means the model's.
+
+        Returns:
+            The session. It holds memory on the device until it is closed.
+
+        Raises:
+            ValueError: As `encode_images`.
+        """
+        read_options(generation_config)  # an error is raised here, and not at the first question
+        session = ChatSession(self, tokenizer, generation_config, system)
+        if pixel_values is not None:
+            session.show(pixel_values, num_patches_list)
+        return session
 
     def _converse(
         self,
-        tokenizer: PreTrainedTokenizerBase,
-        pixel_values: torch.Tensor | EncodedImages | None,
+        answerer: Answerer,
+        pixel_values: ImageInput | None,
         questions: Sequence[str],
         histories: Sequence[History | None],
         num_tiles: Sequence[Sequence[int]],
         generation_config: GenerationOptions,
-        system: str | None,
         verbose: bool,
         streamer: BaseStreamer | None = None,
     ) -> list[list[tuple[str, str]]]:
         """Answer each conversation's question and return the conversations with that turn added."""
-        conversations, prompts = self._open(tokenizer, pixel_values, questions, histories, num_tiles, system)
+        conversations, prompts = self._prompts(answerer, pixel_values, questions, histories, num_tiles)
         if verbose:
-            texts = [tokenizer.decode(prompt) for prompt in prompts]
+            texts = [answerer.tokenizer.decode(prompt) for prompt in prompts]
             logger.info(f"{0 if pixel_values is None else len(pixel_values)} tiles, prompts: {texts}")
-        answers = self._answers(tokenizer, pixel_values, prompts, generation_config, streamer)
+        inputs = _padded(prompts) | {"pixel_values": pixel_values}
+        output = answerer.generate(inputs, generation_config, streamer=streamer)
+        sequences = output if isinstance(output, torch.Tensor) else output.sequences
+        per_prompt = len(sequences) // len(prompts)  # num_return_sequences: the first is the best
+        answers = [answerer.text(row) for row in sequences[::per_prompt].tolist()]
         return [
             [*past, (question, answer)] for (*past, (question, _)), answer in zip(conversations, answers, strict=True)
         ]
 
-    def _open(
+    def _prompts(
         self,
-        tokenizer: PreTrainedTokenizerBase,
-        pixel_values: torch.Tensor | EncodedImages | None,
+        answerer: Answerer,
+        pixel_values: ImageInput | None,
         questions: Sequence[str],
         histories: Sequence[History | None],
         num_tiles: Sequence[Sequence[int]],
-        system: str | None,
     ) -> tuple[list[list[tuple[str, str]]], list[list[int]]]:
         """Return each conversation as turns, the last of which awaits its answer, and as the ids of its prompt."""
-        conversations, prompts = [], []
-        tile_tokens = self._tile_tokens(pixel_values)
-        for question, history, counts in zip(questions, histories, num_tiles, strict=True):
-            turns = checked_turns(history, question)
-            if counts and len(turns) == 1:
-                turns = [(place_in_front(question), "")]
-            conversations.append(turns)
-            prompts.append(self._prompt(tokenizer, turns, counts, tile_tokens, system))
-        return conversations, prompts
-
-    def _tile_tokens(self, pixel_values: torch.Tensor | EncodedImages | None) -> int:
-        """Return how many image tokens one of these tiles takes."""
         if isinstance(pixel_values, EncodedImages):
-            return pixel_values.tile_tokens
-        return 0 if pixel_values is None else self.num_image_tokens_of(*pixel_values.shape[-2:])
-
-    def _prompt(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        turns: History,
-        num_tiles: Sequence[int],
-        tile_tokens: int,
-        system: str | None,
-    ) -> list[int]:
-        """Return the ids of one conversation whose last turn awaits its answer, with its image tokens."""
-        system = self.system_message if system is None else system
-        if not isinstance(system, str):
-            raise ValueError(f"system is {system!r}; expected text.")
-        (*history, (question, _)) = turns
-        return encode_conversation(
-            tokenizer,
-            prompt_format(self.config.template),
-            turns_of_history(history, question, has_images=bool(num_tiles)),
-            num_tiles,
-            tile_tokens,
-            system,
-        )
-
-    def _answers(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        pixel_values: torch.Tensor | EncodedImages | None,
-        prompts: Sequence[Sequence[int]],
-        generation_config: GenerationOptions,
-        streamer: BaseStreamer | None,
-    ) -> list[str]:
-        """Generate from prompts and decode."""
-        inputs = self._padded(prompts) | {"pixel_values": pixel_values}
-        output = self._generate_answer(tokenizer, inputs, generation_config, streamer=streamer)
-        sequences = output if isinstance(output, torch.Tensor) else output.sequences
-        per_prompt = len(sequences) // len(prompts)  # num_return_sequences: the first is the best
-        return [self._answer_text(tokenizer, row) for row in sequences[::per_prompt].tolist()]
-
-    def _padded(self, prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-        """Return the ids `(batch, seq)` of prompts, padded on the left, and their mask `(batch, seq)`."""
-        input_ids, attention_mask = _left_padded(prompts)
-        return {"input_ids": input_ids, "attention_mask": attention_mask}
-
-    def _generate_answer(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        inputs: Mapping[str, Any],
-        generation_config: GenerationOptions,
-        **arguments: Any,
-    ) -> Any:
-        """Generate from a prompt's `inputs`; return what `generate` does, with sequences of new tokens alone."""
-        stop = prompt_format(self.config.template).stop
-        options = answer_options(generation_config, self.generation_config, tokenizer, stop, **arguments)
-        length = inputs["input_ids"].shape[1]
-        output = self.generate(
-            **{name: part.to(self.device) if name in PROMPT_NAMES else part for name, part in inputs.items()},
-            image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT_TOKEN),
-            **seeing_answer_alone(options, tokenizer, length),
-        )
-        if isinstance(output, torch.Tensor):
-            return output[:, length:]
-        output.sequences = output.sequences[:, length:]
-        return output
-
-    def _answer_text(self, tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
-        style = prompt_format(self.config.template)
-        return decode_answer(tokenizer, token_ids, style.stop, style.answer_header).strip()
+            tile_tokens = pixel_values.tile_tokens
+        else:
+            tile_tokens = 0 if pixel_values is None else self.num_image_tokens_of(*pixel_values.shape[-2:])
+        conversations = [_turns(*one) for one in zip(histories, questions, num_tiles, strict=True)]
+        return conversations, [
+            ids_of(answerer.prompt(turns, counts, tile_tokens))
+            for turns, counts in zip(conversations, num_tiles, strict=True)
+        ]
 
 
-def _left_padded(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and mask `(batch, longest)`. Padding is masked, so its id never matters."""
-    longest = max(map(len, rows))
-    input_ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
-    attention_mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    return input_ids, attention_mask
+def _turns(history: History | None, question: str, num_tiles: Sequence[int]) -> list[tuple[str, str]]:
+    """Return a conversation as turns; the images of a first question stand in front, unless it says where."""
+    turns = checked_turns(history, question)
+    return [(place_in_front(question), "")] if num_tiles and len(turns) == 1 else turns
+
+
+def _padded(prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """Return the ids `(batch, seq)` of prompts, padded on the left, and their mask `(batch, seq)`.
+
+    Padding is masked, so its id never matters.
+    """
+    longest = max(map(len, prompts))
+    return {
+        "input_ids": torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in prompts]),
+        "attention_mask": torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]),
+    }
 
 
 def _check_fixed_tokens(*tokens: str) -> None:
@@ -307,109 +339,4 @@ def _check_fixed_tokens(*tokens: str) -> None:
         raise ValueError(
             f"IMG_START_TOKEN, IMG_END_TOKEN and IMG_CONTEXT_TOKEN are {tokens}; every published checkpoint "
             f"was trained with {published}. Leave them out."
-        )
-
-
-def place_in_front(question: str) -> str:
-    """Return a question about a picture: where it does not say where the picture stands, that is in front."""
-    return question if IMAGE_PLACEHOLDER in question else f"{IMAGE_PLACEHOLDER}\n{question}"
-
-
-def checked_turns(history: History | None, question: str) -> list[tuple[str, str]]:
-    """Return all turns, the last one awaiting its answer.
-
-    Raises:
-        ValueError: If they are not texts.
-    """
-    if not isinstance(question, str):
-        raise ValueError(f"question is {question!r}; expected text.")
-    if not isinstance(history, (list, tuple, type(None))):
-        raise ValueError(f"history is {history!r}; expected a list of pairs of texts (question, answer).")
-    for number, pair in enumerate(history or ()):
-        is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
-        if not is_pair or not all(isinstance(text, str) for text in pair):
-            raise ValueError(
-                f"history[{number}] is {pair!r}; expected a pair of texts (question, answer), "
-                "as chat(..., return_history=True) returns them."
-            )
-    return [*((past, answer) for past, answer in history or ()), (question, "")]
-
-
-def tiles_of_one_conversation(
-    pixel_values: torch.Tensor | EncodedImages | None, num_patches_list: Sequence[int] | None
-) -> list[int]:
-    """Return the tiles of each picture of a conversation.
-
-    Raises:
-        ValueError: If they are not the tiles that there are.
-    """
-    if pixel_values is None:
-        num_tiles = [] if num_patches_list is None else _as_numbers(num_patches_list)
-        if sum(num_tiles):
-            raise ValueError(f"num_patches_list is {num_tiles}, but pixel_values is None; give the tiles.")
-        return []
-    _check_tiles(pixel_values)
-    num_tiles = _tiles_by_default(pixel_values) if num_patches_list is None else _as_numbers(num_patches_list)
-    if sum(num_tiles) != len(pixel_values) or min(num_tiles) < 1:
-        raise ValueError(
-            f"num_patches_list {num_tiles} counts {sum(num_tiles)} tiles, but pixel_values has {len(pixel_values)}. "
-            "Give the number of tiles of each picture, thumbnails included, as the image processor returns them."
-        )
-    return num_tiles
-
-
-def _tiles_of_each(
-    pixel_values: torch.Tensor | EncodedImages | None,
-    questions: Sequence[str],
-    num_patches_list: Sequence[int | Sequence[int]] | None,
-) -> list[list[int]]:
-    if isinstance(questions, str) or not hasattr(questions, "__len__") or len(questions) == 0:
-        raise ValueError(f"questions is {questions!r}; expected a list with at least one question.")
-    if num_patches_list is None:
-        if pixel_values is not None and len(questions) > 1:
-            raise ValueError(
-                f"There are {len(questions)} questions and {len(pixel_values)} tiles, but no num_patches_list; "
-                "give the number of tiles for each question (0 for none)."
-            )
-        num_patches_list = [0 if pixel_values is None else _tiles_by_default(pixel_values)] * len(questions)
-    num_patches_list = _as_list(num_patches_list)
-    if len(num_patches_list) != len(questions):
-        raise ValueError(
-            f"num_patches_list has {len(num_patches_list)} entries for {len(questions)} questions; give one each "
-            "(a list of numbers for a question about several pictures)."
-        )
-    tiles = [_as_numbers(one if isinstance(one, (list, tuple)) else [one]) for one in num_patches_list]
-    tiles = [[] if one == [0] else one for one in tiles]
-    counts = [count for one in tiles for count in one]
-    tiles_of_one_conversation(pixel_values, counts if counts or pixel_values is None else [0])
-    return tiles
-
-
-def _tiles_by_default(pixel_values: torch.Tensor | EncodedImages) -> list[int]:
-    """Return the tiles of each picture where the caller did not say: as they were encoded, else all are one."""
-    return list(pixel_values.num_tiles) if isinstance(pixel_values, EncodedImages) else [len(pixel_values)]
-
-
-def _as_numbers(counts: Any) -> list[int]:
-    """Take counts from lists, arrays or tensors; the image processor returns the latter."""
-    try:
-        return [index(count) for count in _as_list(counts)]
-    except TypeError as error:
-        raise ValueError(f"num_patches_list holds {counts!r}; expected whole numbers.") from error
-
-
-def _as_list(counts: Any) -> list[Any]:
-    if not hasattr(counts, "__iter__"):
-        raise ValueError(f"num_patches_list is {counts!r}; expected a list with the number of tiles of each picture.")
-    return list(counts)
-
-
-def _check_tiles(pixel_values: torch.Tensor | EncodedImages) -> None:
-    if isinstance(pixel_values, EncodedImages):
-        return
-    if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4 or len(pixel_values) == 0:
-        found = tuple(pixel_values.shape) if hasattr(pixel_values, "shape") else type(pixel_values).__name__
-        raise ValueError(
-            f"pixel_values is {found}; expected a tensor (tiles, 3, height, width) with at least one tile, "
-            "from the image processor. Pass None to ask without a picture."
         )

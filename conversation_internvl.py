@@ -8,6 +8,7 @@ text of a conversation they stay text. No tensors here.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from itertools import chain
 from reprlib import repr as shortened
 from typing import Any
@@ -73,6 +74,31 @@ class Piece:
     image: int | None = None
 
 
+def place_in_front(question: str) -> str:
+    """Return a question about an image, which stands in front unless the question says where."""
+    return question if IMAGE_PLACEHOLDER in question else f"{IMAGE_PLACEHOLDER}\n{question}"
+
+
+def checked_turns(history: History | None, question: str) -> list[tuple[str, str]]:
+    """Return (question, answer) pairs with a new one, whose answer is empty.
+
+    Raises:
+        ValueError: If they are not texts.
+    """
+    if not isinstance(question, str):
+        raise ValueError(f"question is {question!r}; expected text.")
+    if not isinstance(history, (list, tuple, type(None))):
+        raise ValueError(f"history is {history!r}; expected a list of pairs of texts (question, answer).")
+    for number, pair in enumerate(history or ()):
+        is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
+        if not is_pair or not all(isinstance(text, str) for text in pair):
+            raise ValueError(
+                f"history[{number}] is {pair!r}; expected a pair of texts (question, answer), "
+                "as chat(..., return_history=True) returns them."
+            )
+    return [*((past, answer) for past, answer in history or ()), (question, "")]
+
+
 def turns_of_history(history: History, question: str, has_images: bool) -> list[Turn]:
     """Return (question, answer) pairs and a new question as turns.
 
@@ -108,23 +134,34 @@ class PromptEncoder:
 
     Args:
         tokenizer: The checkpoint's tokenizer.
+        remembers: Whether to keep every text's ids, for a conversation that is encoded again at each turn.
 
     Raises:
         TypeError: If it is not a tokenizer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, remembers: bool = False) -> None:
         if not hasattr(tokenizer, "get_added_vocab"):
             raise TypeError(
                 f"tokenizer is of type {type(tokenizer).__name__}; expected the checkpoint's tokenizer, which a "
                 "processor has as processor.tokenizer."
             )
         self.tokenizer = tokenizer
-        self.added_tokens = tokenizer.get_added_vocab()
-        roles = {getattr(tokenizer, name, None) for name in ROLE_TOKENS} - {None, ""}
-        self.control_tokens = roles | {
+        self.added_tokens = dict(tokenizer.get_added_vocab())  # a copy: tokens may be added later
+        self._roles = _role_tokens(tokenizer)
+        self.control_tokens = (set(self._roles) - {None, ""}) | {
             token for token in self.added_tokens if token in CONTROL_TOKENS or NUMBERED_CONTROL_TOKEN.fullmatch(token)
         }
+        self._control_tokens = tuple(self.control_tokens)
+        self._guarded = _pattern_of([*map(re.escape, sorted(self.control_tokens)), UNUSED_TOKEN])
+        if remembers:
+            self.guard, self.text_ids = cache(self.guard), cache(self.text_ids)
+
+    def is_current(self, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Say whether this is the encoder of a tokenizer, which has got no other tokens in the meantime."""
+        if tokenizer is not self.tokenizer or self._roles != _role_tokens(tokenizer):
+            return False
+        return self.added_tokens == tokenizer.get_added_vocab()
 
     def guard(self, text: str, literal: Sequence[str] = (), only: Iterable[str] | None = None) -> str:
         """Mark where text must be cut so that no control token in it is encoded as one.
@@ -143,12 +180,10 @@ class PromptEncoder:
         text = checked_text(text).replace(CUT, "").replace(LITERAL, "")
         for placeholder in literal:
             text = text.replace(placeholder, placeholder[0] + LITERAL + placeholder[1:])
-        tokens = sorted(map(re.escape, self.control_tokens if only is None else only))
-        tokens += [UNUSED_TOKEN] if only is None else []
-        if not tokens:
-            return text
-        return re.sub(f"(?={'|'.join(tokens)})(.)", lambda match: match[1] + CUT, text, flags=re.DOTALL)
+        pattern = self._guarded if only is None else _pattern_of(map(re.escape, only))
+        return pattern.sub(lambda match: match[0] + CUT, text)
 
+    @cached_property
     def begins_with_bos(self) -> bool:
         """Say whether the tokenizer puts its first token in front of every text."""
         bos = self.tokenizer.bos_token_id
@@ -187,7 +222,7 @@ class PromptEncoder:
         check_placeholders(sum(turn.parts.count(None) for turn in turns), num_tiles)
         self._check_format(style)
         writer = _Writer(self, [count * tile_tokens for count in num_tiles])
-        if self.begins_with_bos():
+        if self.begins_with_bos:
             writer.pieces.append(Piece([self.tokenizer.bos_token_id], "system", "text"))
         for index, turn in enumerate(turns):
             if turn.is_learned:
@@ -237,7 +272,7 @@ class PromptEncoder:
         check_placeholders(parts.count(None), num_tiles)
         writer = _Writer(self, [count * tile_tokens for count in num_tiles])
         spells_bos = bool(self.tokenizer.bos_token) and prompt.startswith(self.tokenizer.bos_token)
-        if add_special_tokens and not spells_bos and self.begins_with_bos():
+        if add_special_tokens and not spells_bos and self.begins_with_bos:
             writer.pieces.append(Piece([self.tokenizer.bos_token_id], "system", "text"))
         for part in parts:
             writer.image() if part is None else writer.write(part)
@@ -273,13 +308,68 @@ class PromptEncoder:
         start, end, context = (self.added_tokens[token] for token in IMAGE_TOKENS)
         return [start, *[context] * num_image_tokens, end]
 
+    def answer_start(self, token_ids: Sequence[int], header: str) -> int | None:
+        """Return how many of a model's tokens come before its answer.
+
+        Args:
+            token_ids: What the model has generated so far.
+            header: What the format's answers begin with.
+
+        Returns:
+            The number of tokens up to the end of the first header; 0 for a format, or a model, that writes none; None
+            while the tokens begin with the header's first one and the header is not complete.
+        """
+        header_ids = self.text_ids(header) if header else []
+        if not header_ids or (token_ids and token_ids[0] != header_ids[0]):
+            return 0
+        ends = range(len(header_ids), len(token_ids) + 1)
+        return next((end for end in ends if list(token_ids[end - len(header_ids) : end]) == header_ids), None)
+
+    def decode(self, token_ids: Sequence[int], stop: str = "", header: str = "") -> str:
+        """Turn the tokens that a model generated into text.
+
+        Args:
+            token_ids: The tokens.
+            stop: The text that ends an answer; what follows it is left out.
+            header: What the format's answers begin with; it is left out.
+
+        Returns:
+            The text, in which vocabulary such as grounding tags or a developer's tokens stays, and control tokens do
+            not. An answer whose header never ends, such as one in another channel, begins behind its last control
+            token of the header's end; one that is cut off within the header is empty.
+        """
+        token_ids, start = list(token_ids), self.answer_start(token_ids, header)
+        if start is None:
+            header_ids = self.text_ids(header)
+            is_cut_off = header_ids[: len(token_ids)] == token_ids
+            others = [index + 1 for index, token_id in enumerate(token_ids) if token_id == header_ids[-1]]
+            start = others[-1] if others else len(token_ids) if is_cut_off else 0
+        text = self.decode_text(token_ids[start:])
+        return text.split(stop)[0] if stop else text
+
+    def decode_text(self, token_ids: Sequence[int]) -> str:
+        """Turn ids into text without control tokens; every other added token is written as it is."""
+        text, start = "", 0
+        for position, token_id in enumerate([*token_ids, None]):
+            if token_id is None or token_id in self._vocabulary:
+                run = token_ids[start:position]
+                text += self.tokenizer.decode(run, skip_special_tokens=True) if run else ""
+                text += self._vocabulary.get(token_id, "")
+                start = position + 1
+        return text
+
+    @cached_property
+    def _vocabulary(self) -> dict[int, str]:
+        """The added tokens that are not control tokens, by id."""
+        return {index: token for token, index in self.added_tokens.items() if token not in self.control_tokens}
+
     def splits_at_start(self, text: str) -> bool:
         """Say whether text begins with a control token, so that it is tokenized apart from what is before it."""
-        return text.startswith(tuple(self.control_tokens))
+        return text.startswith(self._control_tokens)
 
     def splits_at_end(self, text: str) -> bool:
         """Say whether text ends with a control token."""
-        return text.endswith(tuple(self.control_tokens))
+        return text.endswith(self._control_tokens)
 
     def _check_format(self, style: PromptFormat) -> None:
         written = "".join(chain.from_iterable(style.turns.values())) + style.stop
@@ -306,6 +396,15 @@ class PromptEncoder:
                 f"An answer holds the added token {', '.join(own)}, which is encoded as other tokens and would not be "
                 "learned: control tokens stay text unless control_tokens=True. Give the token another name."
             )
+
+
+def _role_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str | None, ...]:
+    return tuple(getattr(tokenizer, name, None) for name in ROLE_TOKENS)
+
+
+def _pattern_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Return what matches the first character of each of these tokens (regular expressions); nothing without any."""
+    return re.compile(f"(?={'|'.join(tokens) or '(?!)'}).", re.DOTALL)
 
 
 class _Writer:
@@ -381,24 +480,16 @@ def decode_answer(
         tokenizer: The checkpoint's tokenizer.
         token_ids: The generated tokens.
         stop: The text that ends an answer; what follows it is left out.
-        header: What the format's answers begin with; up to its last token everything is left out.
+        header: What the format's answers begin with; it is left out, with everything before it.
 
     Returns:
-        The text, in which vocabulary such as grounding tags or a developer's tokens stays, and control tokens do not.
+        The text, see `PromptEncoder.decode`.
     """
-    encoder = PromptEncoder(tokenizer)
-    token_ids = list(token_ids)
-    if header and (last := encoder.text_ids(header)[-1]) in token_ids:
-        token_ids = token_ids[len(token_ids) - token_ids[::-1].index(last) :]
-    kept = {index: token for token, index in encoder.added_tokens.items() if token not in encoder.control_tokens}
-    text, start = "", 0
-    for position, token_id in enumerate([*token_ids, None]):
-        if token_id is None or token_id in kept:
-            run = token_ids[start:position]
-            text += tokenizer.decode(run, skip_special_tokens=True) if run else ""
-            text += kept.get(token_id, "")
-            start = position + 1
-    return text.split(stop)[0] if stop else text
+    encoder, token_ids = PromptEncoder(tokenizer), list(token_ids)
+    header_ids = encoder.text_ids(header) if header else []
+    # Rows that hold a prompt too do not begin with the header.
+    begin = next((i for i in range(len(token_ids)) if token_ids[i : i + len(header_ids)] == header_ids), 0)
+    return encoder.decode(token_ids[begin:], stop, header)
 
 
 def check_placeholders(found: int, num_tiles: Sequence[int]) -> None:

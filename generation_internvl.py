@@ -16,7 +16,7 @@ from transformers import Cache
 from transformers.utils import logging
 
 from .compat_internvl import PREFILL_CHUNKS_IGNORE_CACHE, DraftInputsMixin, first_slot, is_paged, pop_cache
-from .image_features_internvl import EncodedImages, PromptFeatures, check_image_tokens, feature_index
+from .image_features_internvl import ImageInput, PromptFeatures, check_image_tokens, feature_index
 
 
 logger = logging.get_logger(__name__)
@@ -37,7 +37,7 @@ class ImageGenerationMixin(DraftInputsMixin):
         input_ids: torch.LongTensor | None = None,
         generation_config: Any = None,
         *,
-        pixel_values: torch.Tensor | EncodedImages | None = None,
+        pixel_values: ImageInput | None = None,
         image_flags: torch.Tensor | None = None,
         visual_features: torch.Tensor | None = None,
         vision_batch_size: int | None = None,

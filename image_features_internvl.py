@@ -3,7 +3,9 @@
 Shape legend: `tiles`, `tile_tokens` image tokens of a tile, `batch`, `seq`, `hidden` the language model's width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index as as_integer
 from typing import Any
 
 import torch
@@ -183,3 +185,104 @@ def check_image_tokens(num_tokens: int, num_features: int, image_token_id: int) 
             "features. Build both with the processor or chat(), pass pixel_values with the text, do not cut a "
             "prompt inside its image tokens, and check config.image_token_id."
         )
+
+
+# What callers give as images: tiles `(tiles, 3, height, width)`, or what `encode_images` made of them.
+ImageInput = torch.Tensor | EncodedImages
+
+
+def count_tiles(pixel_values: ImageInput | None, num_patches_list: Sequence[int] | None = None) -> list[int]:
+    """Check the images of one conversation, and count the tiles of each.
+
+    Args:
+        pixel_values: The images.
+        num_patches_list: Tiles of each image; None means those that were encoded together, else that all tiles are one
+            image.
+
+    Returns:
+        The tiles of each image, empty without images.
+
+    Raises:
+        ValueError: If there are no such tiles, or not as many as counted.
+    """
+    given = None if num_patches_list is None else _integers(num_patches_list)
+    if pixel_values is None:
+        if given and sum(given):
+            raise ValueError(f"num_patches_list is {given}, but pixel_values is None; give the tiles.")
+        return []
+    if isinstance(pixel_values, EncodedImages):
+        encoded = list(pixel_values.num_tiles)
+    else:
+        encoded = [_checked_length(pixel_values)]
+    num_tiles = encoded if given is None else given
+    if sum(num_tiles) != len(pixel_values) or min(num_tiles) < 1:
+        raise ValueError(
+            f"num_patches_list {num_tiles} counts {sum(num_tiles)} tiles, but pixel_values has {len(pixel_values)}. "
+            "Give the number of tiles of each image, thumbnails included, as the image processor returns them."
+        )
+    return num_tiles
+
+
+def count_tiles_of_each(
+    pixel_values: ImageInput | None,
+    questions: Sequence[str],
+    num_patches_list: Sequence[int | Sequence[int]] | None,
+) -> list[list[int]]:
+    """Check the images of several conversations, and count the tiles of each image of each conversation.
+
+    Args:
+        pixel_values: The images of all conversations in order.
+        questions: One question for each conversation.
+        num_patches_list: For each conversation the tiles of its image, 0 for none, or a list with those of each image.
+
+    Returns:
+        For each conversation the tiles of each image.
+
+    Raises:
+        ValueError: See `count_tiles`; also if there are no questions or not one entry for each.
+    """
+    if isinstance(questions, str) or not hasattr(questions, "__len__") or len(questions) == 0:
+        raise ValueError(f"questions is {questions!r}; expected a list with at least one question.")
+    if num_patches_list is None:
+        if pixel_values is not None and len(questions) > 1:
+            raise ValueError(
+                f"There are {len(questions)} questions and {len(pixel_values)} tiles, but no num_patches_list; "
+                "give the number of tiles for each question (0 for none)."
+            )
+        num_patches_list = [count_tiles(pixel_values) or 0] * len(questions)
+    num_patches_list = _as_list(num_patches_list)
+    if len(num_patches_list) != len(questions):
+        raise ValueError(
+            f"num_patches_list has {len(num_patches_list)} entries for {len(questions)} questions; give one each "
+            "(a list of numbers for a question about several images)."
+        )
+    tiles = [_integers(one if isinstance(one, (list, tuple)) else [one]) for one in num_patches_list]
+    tiles = [[] if one == [0] else one for one in tiles]
+    counts = [count for one in tiles for count in one]
+    count_tiles(pixel_values, counts if counts or pixel_values is None else [0])
+    return tiles
+
+
+def _integers(counts: Any) -> list[int]:
+    """Read counts from lists, arrays or tensors; the image processor returns the latter."""
+    try:
+        return [as_integer(count) for count in _as_list(counts)]
+    except TypeError as error:
+        raise ValueError(f"num_patches_list holds {counts!r}; expected whole numbers.") from error
+
+
+def _as_list(counts: Any) -> list[Any]:
+    if not hasattr(counts, "__iter__"):
+        raise ValueError(f"num_patches_list is {counts!r}; expected a list with the number of tiles of each image.")
+    return list(counts)
+
+
+def _checked_length(pixel_values: Any) -> int:
+    """Return the number of tiles of a tensor of tiles."""
+    if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4 or len(pixel_values) == 0:
+        found = tuple(pixel_values.shape) if hasattr(pixel_values, "shape") else type(pixel_values).__name__
+        raise ValueError(
+            f"pixel_values is {found}; expected a tensor (tiles, 3, height, width) with at least one tile, "
+            "from the image processor. Pass None to ask without an image."
+        )
+    return len(pixel_values)

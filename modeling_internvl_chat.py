@@ -18,14 +18,13 @@ from transformers import (
     GenerationMixin,
     PretrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple, logging
 
 from .backbone_internvl import InternVLBackbone
 from .cache_internvl import GrowingCacheMixin
-from .chat_internvl import ChatMixin, tiles_of_one_conversation
+from .chat_internvl import ChatMixin
 from .compat_internvl import (
     CACHE_NAMES,
     CausalLMOutput,
@@ -43,8 +42,10 @@ from .conversation_internvl import History  # noqa: F401 (Transformers before 5.
 from .generation_internvl import ImageGenerationMixin, answering, is_further_step
 from .image_features_internvl import (
     EncodedImages,
+    ImageInput,
     PromptFeatures,
     check_image_tokens,
+    count_tiles,
     feature_index,
     insert_features,
 )
@@ -52,13 +53,13 @@ from .loading_internvl import check_loaded
 from .loss_internvl import next_token_loss
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
-from .options_internvl import GenerationOptions, read_options
+from .options_internvl import GenerationOptions  # noqa: F401 (as `History`)
 from .prompt_format_internvl import PromptFormat, prompt_format
 from .quantization_internvl import bitsandbytes_config, sparing_config
 from .rope_internvl import forget_longer_calls
-from .scoring_internvl import ScoringMixin
-from .session_internvl import ChatSession
-from .streaming_internvl import stream_answer  # noqa: F401 (as `History`)
+from .scoring_internvl import ScoredAnswer  # noqa: F401 (as `History`)
+from .session_internvl import ChatSession  # noqa: F401 (as `History`)
+from .streaming_internvl import Answerer  # noqa: F401 (as `History`)
 from .tiling_internvl import tokens_per_tile
 
 
@@ -94,9 +95,7 @@ def pixel_shuffle(features: torch.Tensor, factor: int, transposed: bool = False)
     return features.transpose(1, 2).contiguous() if transposed else features
 
 
-class InternVLChatModel(
-    ChatMixin, ScoringMixin, PreTrainedModel, ImageGenerationMixin, GrowingCacheMixin, GenerationMixin
-):
+class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, GrowingCacheMixin, GenerationMixin):
     """The whole model: pictures and text in, text out.
 
     The attribute names are the checkpoint's (`vision_model`, `mlp1`, `language_model`).
@@ -358,7 +357,7 @@ class InternVLChatModel(
             ValueError: As `get_image_features`; also if tiles hold NaN or the counts do not fit.
             TypeError: If `pixel_values` are not floating point.
         """
-        num_tiles = tiles_of_one_conversation(pixel_values, num_patches_list)
+        num_tiles = count_tiles(pixel_values, num_patches_list)
         if not num_tiles:
             raise ValueError("There are no pictures to encode; give their tiles, as the image processor makes them.")
         _check_finite(pixel_values)
@@ -366,38 +365,9 @@ class InternVLChatModel(
             features = self.get_image_features(pixel_values, vision_batch_size)
         return EncodedImages(features, tuple(num_tiles))
 
-    def start_chat(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        pixel_values: torch.Tensor | EncodedImages | None = None,
-        generation_config: GenerationOptions = None,
-        num_patches_list: Sequence[int] | None = None,
-        system: str | None = None,
-    ) -> ChatSession:
-        """Start a conversation that keeps its cache, so that no question reads again what an earlier one has read.
-
-        Args:
-            tokenizer: The checkpoint's tokenizer.
-            pixel_values: The pictures of the first question, see `ChatSession.show`; None if there are none.
-            generation_config: What `generate` takes, for all questions that say nothing else.
-            num_patches_list: See `ChatSession.show`.
-            system: System message; None means the model's.
-
-        Returns:
-            The session. It holds memory on the device until it is closed.
-
-        Raises:
-            ValueError: As `encode_images`.
-        """
-        read_options(generation_config)  # what is wrong is said here, and not at the first question
-        session = ChatSession(self, tokenizer, generation_config, system)
-        if pixel_values is not None:
-            session.show(pixel_values, num_patches_list)
-        return session
-
     def image_rows(
         self,
-        pixel_values: torch.Tensor | EncodedImages | None = None,
+        pixel_values: ImageInput | None = None,
         image_flags: torch.Tensor | None = None,
         visual_features: torch.Tensor | None = None,
         vision_batch_size: int | None = None,
@@ -445,7 +415,7 @@ class InternVLChatModel(
     def embed_inputs(
         self,
         input_ids: torch.LongTensor | None,
-        pixel_values: torch.Tensor | EncodedImages | None = None,
+        pixel_values: ImageInput | None = None,
         image_flags: torch.Tensor | None = None,
         visual_features: torch.Tensor | None = None,
         image_token_id: int | None = None,
@@ -511,7 +481,7 @@ class InternVLChatModel(
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor | EncodedImages | None = None,
+        pixel_values: ImageInput | None = None,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,

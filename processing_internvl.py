@@ -95,7 +95,7 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         self.downsample_factor = downsample_factor
         written = None
         if template is not None and tokenizer is not None:
-            writes_bos = PromptEncoder(tokenizer).begins_with_bos()
+            writes_bos = PromptEncoder(tokenizer).begins_with_bos
             written = prompt_format(template).chat_template(system_message, writes_bos)
         self.template = template if chat_template in (None, written) else None
         self.system_message = system_message

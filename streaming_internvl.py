@@ -1,6 +1,6 @@
-"""An answer while it is made: `generate` in a thread of its own, and its tokens as text that can no longer change."""
+"""One answer: a prompt's ids, the call of `generate`, and its tokens as text, at once or while they are generated."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
 from threading import Semaphore
@@ -8,38 +8,136 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from .conversation_internvl import decode_answer
+from .conversation_internvl import History, Piece, PromptEncoder, turns_of_history
 from .generation_internvl import training_between_steps
-from .options_internvl import GenerationOptions, read_options
+from .options_internvl import GenerationOptions, answer_options, read_options, seeing_answer_alone
+from .prompt_format_internvl import IMAGE_CONTEXT_TOKEN, prompt_format
 
 
-# Tokens that are decoded together: a tokenizer looks at a token's neighbours, and at nothing further away.
+# What of a prompt's inputs goes to the device of the embedding.
+PROMPT_NAMES = ("input_ids", "attention_mask")
+# A tokenizer looks at a token's neighbours and no further. Tokens before the last CONTEXT_TOKENS no longer change;
+# beyond WINDOW_TOKENS, the first ones are decoded for the last time.
 WINDOW_TOKENS, CONTEXT_TOKENS = 64, 16
 
 
+class Answerer:
+    """A model with its tokenizer, prompt format and system message: prompts in, answers out.
+
+    It keeps nothing of a conversation.
+
+    Args:
+        model: The model.
+        tokenizer: The checkpoint's tokenizer.
+        system: System message; None means the model's.
+        encoder: A `PromptEncoder` of the tokenizer that is there already.
+
+    Raises:
+        ValueError: If the system message is not text, or the model's template is unknown.
+        TypeError: If it is not a tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        system: str | None = None,
+        encoder: PromptEncoder | None = None,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.style = prompt_format(model.config.template)
+        self.system = model.system_message if system is None else system
+        if not isinstance(self.system, str):
+            raise ValueError(f"system is {self.system!r}; expected text.")
+        self.encoder = PromptEncoder(tokenizer) if encoder is None else encoder
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the tokenizer's image token."""
+        return self.tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT_TOKEN)
+
+    def prompt(self, turns: History, num_tiles: Sequence[int], tile_tokens: int) -> list[Piece]:
+        """Encode a conversation.
+
+        Args:
+            turns: (question, answer) pairs, the last of which awaits its answer.
+            num_tiles: Tiles of each image; without any, `<image>` is text.
+            tile_tokens: Image tokens of one tile.
+
+        Returns:
+            The pieces of the prompt.
+
+        Raises:
+            ValueError: See `PromptEncoder.encode`.
+        """
+        (*history, (question, _)) = turns
+        items = turns_of_history(history, question, has_images=bool(num_tiles))
+        return self.encoder.encode(self.style, items, num_tiles, tile_tokens, system=self.system)
+
+    def generate(self, inputs: Mapping[str, Any], generation_config: GenerationOptions, **arguments: Any) -> Any:
+        """Generate from prompts.
+
+        Args:
+            inputs: `input_ids` and `attention_mask` `(batch, seq)`, images and a cache, as `generate` takes them.
+            generation_config: What the caller wants.
+            **arguments: Further arguments of `generate`, which take precedence.
+
+        Returns:
+            What `generate` returns, with sequences of new tokens alone.
+        """
+        options = answer_options(
+            generation_config, self.model.generation_config, self.tokenizer, self.style.stop, **arguments
+        )
+        length, device = inputs["input_ids"].shape[1], self.model.device
+        output = self.model.generate(
+            **{name: part.to(device) if name in PROMPT_NAMES else part for name, part in inputs.items()},
+            image_token_id=self.image_token_id,
+            **seeing_answer_alone(options, self.tokenizer, length),
+        )
+        if isinstance(output, torch.Tensor):
+            return output[:, length:]
+        output.sequences = output.sequences[:, length:]
+        return output
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Decode an answer."""
+        return self.encoder.decode(token_ids, self.style.stop, self.style.answer_header).strip()
+
+
 class AnswerStream(BaseStreamer):
-    """Hands an answer's text on as soon as it can no longer change.
+    """Passes an answer's text on as soon as it can no longer change.
 
     A tokenizer may still tidy the blanks of the last word; that word is held back until a blank, or a letter of a
-    script without blanks, follows. The last tokens are decoded at every step, the others no more, so the time grows
-    with the length of the answer.
+    script without blanks, follows, or until it is longer than any word. Only the last tokens are decoded at each
+    step, so the time is linear in the length of the answer.
 
     Args:
         tokenizer: Decodes the answer.
         stop: The text that ends it.
+        header: What the format's answers begin with; it is left out.
         model: A model in training: the answer then waits, in the model's own modes, until its reader wants to go on.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: str, model: nn.Module | None = None) -> None:
-        self.tokenizer, self.stop, self.model = tokenizer, stop, model
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stop: str, header: str = "", model: nn.Module | None = None
+    ) -> None:
+        self.encoder, self.stop, self.header, self.model = PromptEncoder(tokenizer), stop, header, model
+        self.is_cancelled = False
         self.pieces: Queue[str | None] = Queue()
         self.wanted = Semaphore(0)  # pieces that the reader has asked for
-        self.token_ids: list[int] | None = None  # the window
+        self.token_ids: list[int] | None = None  # the window; None before the prompt has come
+        self.is_in_header = True
         self.is_first = True  # whether the window begins with the answer
-        self.given = 0  # letters of the window that were handed on
+        self.is_stopped = False  # whether the text that ends an answer was found
+        self.given = 0  # characters of the window that were passed on
+
+    @property
+    def waits_for_reader(self) -> bool:
+        """Whether the answer goes on only while somebody reads it."""
+        return self.model is not None
 
     def put(self, value: torch.Tensor) -> None:
         """Take the prompt, which is skipped, and then new tokens."""
@@ -47,14 +145,22 @@ class AnswerStream(BaseStreamer):
             self.token_ids = []
             return
         self.token_ids += value.flatten().tolist()
+        if self._skip_header() or self.is_stopped:
+            return
         text = self._text()
+        if self.is_stopped:
+            return
         self._give(text, len(text) if text and _is_ideograph(text[-1]) else text.rfind(" "))
         if len(self.token_ids) > WINDOW_TOKENS:
             self._move_window(text)
 
     def end(self) -> None:
-        """Hand on the rest."""
-        text = self._text().rstrip()
+        """Pass on the rest."""
+        if self.is_in_header:  # the header is not complete
+            self.token_ids, self.is_in_header = self.token_ids or [], False
+            text = self.encoder.decode(self.token_ids, self.stop, self.header).strip()
+        else:
+            text = self._text().rstrip()
         self._give(text, len(text))
         self.close()
 
@@ -62,30 +168,52 @@ class AnswerStream(BaseStreamer):
         """End the iteration; more than once does no harm."""
         self.pieces.put(None)
 
+    def cancel(self) -> None:
+        """Stop the model at its next token; from now on it waits for no reader."""
+        self.is_cancelled, self.model = True, None
+        self.wanted.release()
+
     def __iter__(self) -> Iterator[str]:
         while (piece := self.pieces.get()) is not None:
             yield piece
             self.wanted.release()
 
+    def _skip_header(self) -> bool:
+        """Drop the header's tokens once it is complete; say whether it is not."""
+        if self.is_in_header and (start := self.encoder.answer_start(self.token_ids, self.header)) is not None:
+            self.token_ids, self.is_in_header = self.token_ids[start:], False
+        return self.is_in_header
+
     def _text(self) -> str:
-        text = decode_answer(self.tokenizer, self.token_ids or [], self.stop)
-        return text.lstrip() if self.is_first else text
+        """Return the text of the window, up to the text that ends the answer."""
+        text = self.encoder.decode_text(self.token_ids or [])
+        text = text.lstrip() if self.is_first else text
+        if self.stop and (found := text.find(self.stop, self.given)) >= 0:
+            self.is_stopped = True
+            return text[:found]
+        return text
 
     def _give(self, text: str, until: int) -> None:
+        until = len(text[: max(until, 0)].rstrip())  # an answer does not end in blanks
         if until <= self.given:
             return
         piece, self.given = text[self.given : until], until
-        if self.model is None:
+        if (model := self.model) is None:
             self.pieces.put(piece)
             return
-        with training_between_steps(self.model):
+        with training_between_steps(model):
             self.pieces.put(piece)
             self.wanted.acquire()
 
     def _move_window(self, text: str) -> None:
         """Drop the first tokens, if the others alone end in the same text; else the next step tries again."""
-        kept, rest = self.token_ids[-CONTEXT_TOKENS:], text[self.given :]
-        shorter = decode_answer(self.tokenizer, kept, self.stop)
+        settled = self.encoder.decode_text(self.token_ids[:-CONTEXT_TOKENS])
+        settled = settled.lstrip() if self.is_first else settled
+        if text.startswith(settled):
+            begun = range(len(self.stop), 0, -1)  # the text that ends the answer may have begun
+            self._give(text, len(settled) - next((n for n in begun if settled.endswith(self.stop[:n])), 0))
+        kept, rest = self.token_ids[-2 * CONTEXT_TOKENS :], text[self.given :]
+        shorter = self.encoder.decode_text(kept)
         if shorter.endswith(rest) and len(shorter) > len(rest):
             self.token_ids, self.is_first, self.given = kept, False, len(shorter) - len(rest)
 
@@ -96,32 +224,30 @@ def _is_ideograph(letter: str) -> bool:
 
 
 class _Cancelled(StoppingCriteria):
-    """Stops generation once nobody listens any more."""
+    """Stops generation once its stream is cancelled."""
 
-    def __init__(self) -> None:
-        self.cancelled = False
+    def __init__(self, stream: AnswerStream) -> None:
+        self.stream = stream
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self.cancelled, device=input_ids.device)
+        return torch.full((len(input_ids),), self.stream.is_cancelled, device=input_ids.device)  # (batch,)
 
 
 def stream_answer(
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    stop: str,
     generation_config: GenerationOptions,
-    ask: Callable[[dict[str, Any], BaseStreamer], Any],
+    ask: Callable[[dict[str, Any], AnswerStream], Any],
 ) -> Iterator[str]:
-    """Yield an answer while it is made by another thread.
+    """Yield an answer while another thread generates it.
 
-    A model in training is given back to it between two pieces, so that training may go on in the middle of an answer.
+    A model in training gets its modes back between two pieces, so that training may go on in the middle of an answer.
 
     Args:
-        model: Makes the answer.
+        model: The model.
         tokenizer: Decodes the answer.
-        stop: The text that ends it.
         generation_config: What the caller wants of `generate`.
-        ask: Makes the answer with the options and the streamer that it is given.
+        ask: Generates the answer with these options and this streamer.
 
     Yields:
         Pieces of text, which together are the answer. Closing the iterator stops the model at its next token.
@@ -131,19 +257,18 @@ def stream_answer(
     """
     options = read_options(generation_config)
     _check_is_one_stream(options)
+    style = prompt_format(model.config.template)
     is_training = any(module.training for module in model.modules())
-    streamer, listening = AnswerStream(tokenizer, stop, model if is_training else None), _Cancelled()
-    options["stopping_criteria"] = StoppingCriteriaList([*options.get("stopping_criteria", ()), listening])
+    stream = AnswerStream(tokenizer, style.stop, style.answer_header, model if is_training else None)
+    options["stopping_criteria"] = StoppingCriteriaList([*options.get("stopping_criteria", ()), _Cancelled(stream)])
     with ThreadPoolExecutor(max_workers=1) as executor:
-        answer = executor.submit(ask, options, streamer)
+        answer = executor.submit(ask, options, stream)
         # Ends the stream also when it fails before there is a token; the error is raised below.
-        answer.add_done_callback(lambda _: streamer.close())
+        answer.add_done_callback(lambda _: stream.close())
         try:
-            yield from streamer
+            yield from stream
         finally:
-            listening.cancelled = True
-            streamer.model = None  # nobody is left to wait for
-            streamer.wanted.release()
+            stream.cancel()
         answer.result()
 
 

@@ -108,6 +108,36 @@ def tokenizer(goldens: Path) -> Any:
     return InternLM2Tokenizer.from_pretrained(goldens / "tokenizer")
 
 
+# A tokenizer for each prompt format, by its folder of the goldens; "tiny" is the embedded one.
+TOKENIZERS = {
+    "internlm2-chat": "tiny",
+    "Hermes-2": "tokenizer",
+    "phi3-chat": "tokenizer_phi3",
+    "internvl2_5": "tokenizer_qwen3",
+    "internvl3_5_gpt_oss": "tokenizer_gpt_oss",
+    "internvl_zh": "tokenizer",
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer_of(request: pytest.FixtureRequest, tiny_folder: Path) -> Callable[[str], Any]:
+    """Load a tokenizer by the name of its folder, or of a prompt format that has it; once for each file of tests."""
+    from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer  # noqa: PLC0415
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    loaded: dict[str, Any] = {}
+
+    def load(name: str) -> Any:
+        name = TOKENIZERS.get(name, name)
+        if name not in loaded:
+            folder = tiny_folder if name == "tiny" else request.getfixturevalue("goldens") / name
+            is_own = (folder / "tokenizer.model").exists()
+            loaded[name] = (InternLM2Tokenizer if is_own else AutoTokenizer).from_pretrained(folder)
+        return loaded[name]
+
+    return load
+
+
 @pytest.fixture(scope="session")
 def hub_folder(goldens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as it is on the Hub: this package's code and data, with the weights of a small golden checkpoint.

@@ -169,19 +169,13 @@ def test_typed_control_tokens_change_nothing_but_the_text(model, tokenizer, tile
     assert answer != official["response"]
 
 
-def test_empty_question_and_answer_are_closed_turns(model, tokenizer):
-    prompts = []
-    original = model._answers
-    model._answers = lambda tokenizer, tiles, prompt, *rest: (
-        prompts.extend(prompt) or original(tokenizer, tiles, prompt, *rest)
-    )
-    try:
-        model.chat(tokenizer, None, "", SHORT, history=[("Hi", "")])
-    finally:
-        del model._answers
+def test_empty_question_and_answer_are_closed_turns(model, tokenizer, monkeypatch):
+    prompts, generate = [], model.generate
+    monkeypatch.setattr(model, "generate", lambda **inputs: prompts.append(inputs["input_ids"]) or generate(**inputs))
+    model.chat(tokenizer, None, "", SHORT, history=[("Hi", "")])
     turns = "<|im_start|>user\nHi<|im_end|><|im_start|>assistant\n<|im_end|><|im_start|>user\n<|im_end|>"
     expected = tokenizer(turns + "<|im_start|>assistant\n", add_special_tokens=False).input_ids
-    assert prompts[0][-len(expected) :] == expected
+    assert prompts[0][0, -len(expected) :].tolist() == expected
 
 
 def test_system_message_of_call_model_and_config(golden_model, tokenizer):

@@ -23,7 +23,7 @@ from internvl_chat.processing_internvl import InternVLProcessor
 from internvl_chat.prompt_format_internvl import CONTROL_TOKENS, PROMPT_FORMATS, Turn, prompt_format
 from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer
 from PIL import Image
-from transformers import AddedToken, AutoProcessor, AutoTokenizer
+from transformers import AddedToken, AutoProcessor
 
 
 # Where the package answers differently on purpose (README, "Differences from the official code").
@@ -31,35 +31,6 @@ DELIBERATE = ("special tokens", "empty answer", "empty question", "more <image>"
 CASES = ("c01_v15_26b", "c02_mini_2b", "c05_v12_llama", "c06_qwen2", "c11_chat_history", "c14_internvl2_5_qwen2")
 CASES += ("c16_internvl3_5_qwen3", "c17_internvl3_5_moe", "c18_internvl3_5_gpt_oss", "c20_internvl3_qwen2_long")
 TILE_TOKENS = 4
-# A tokenizer for each format, by its folder of the goldens; "tiny" is the embedded one.
-TOKENIZERS = {
-    "internlm2-chat": "tiny",
-    "Hermes-2": "tokenizer",
-    "phi3-chat": "tokenizer_phi3",
-    "internvl2_5": "tokenizer_qwen3",
-    "internvl3_5_gpt_oss": "tokenizer_gpt_oss",
-    "internvl_zh": "tokenizer",
-}
-
-
-def load_tokenizer(name, goldens_of, tiny_folder):
-    if name == "tiny":
-        return InternLM2Tokenizer.from_pretrained(tiny_folder)
-    folder = goldens_of() / name
-    is_own = (folder / "tokenizer.model").exists()
-    return InternLM2Tokenizer.from_pretrained(folder) if is_own else AutoTokenizer.from_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_of(request, tiny_folder):
-    loaded = {}
-
-    def load(name):
-        if name not in loaded:
-            loaded[name] = load_tokenizer(name, lambda: request.getfixturevalue("goldens"), tiny_folder)
-        return loaded[name]
-
-    return load
 
 
 def of_format(template, tokenizer):
@@ -126,7 +97,7 @@ def random_conversation(draw):
 @pytest.mark.parametrize("template", PROMPT_FORMATS)
 def test_every_route_gives_the_same_ids(template, tokenizer_of):
     """Whatever is typed, however it is cut: chat, processor and collator; and no control token but the format's."""
-    tokenizer = tokenizer_of(TOKENIZERS[template])
+    tokenizer = tokenizer_of(template)
     tokenizer.add_tokens(["<seg>"])
     style, processor = prompt_format(template), of_format(template, tokenizer)
     collate, draw = ConversationCollator(processor), random.Random(template)

@@ -44,16 +44,16 @@ LAYERS = {
     "image_processing_internvl": 2,
     "conversation_internvl": 1,
     "video_internvl": 1,
-    "streaming_internvl": 2,
+    "streaming_internvl": 3,
     "generation_internvl": 1,
-    "chat_internvl": 3,
+    "chat_internvl": 6,
     "token_map_internvl": 1,
     "grounding_internvl": 2,
-    "session_internvl": 4,
+    "session_internvl": 5,
     "scoring_internvl": 4,
     "collator_internvl": 2,
     "processing_internvl": 3,
-    "modeling_internvl_chat": 5,
+    "modeling_internvl_chat": 7,
 }
 # What the loader is asked for by name; a configuration is always loaded before the rest.
 CONFIGURATION = "configuration_internvl_chat"

@@ -1,14 +1,19 @@
 """A session gives `chat`'s answers and reads nothing twice."""
 
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl_chat.modeling_internvl_chat import InternVLChatModel
 from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 
 SHORT = {"max_new_tokens": 8, "do_sample": False}
-QUESTIONS = ("What is in the picture?", "And what else?", "好的，谢谢。")
+QUESTIONS = ("What is in the image?", "And what else?", "好的，谢谢。")
 TILE_TOKENS = 16  # of c01
 
 
@@ -105,7 +110,7 @@ def test_sampling_with_the_same_seed(model, tokenizer, tiles):
         assert answer == expected
 
 
-def test_pictures_come_with_any_turn(model, tokenizer, tiles, counted):
+def test_images_come_with_any_turn(model, tokenizer, tiles, counted):
     counts = counted(model)
     session = model.start_chat(tokenizer, generation_config=SHORT)
     session.chat("Hello")
@@ -152,26 +157,26 @@ def test_retry_and_rewind(model, tokenizer, tiles, counted):
     assert session.retry() == first
     assert counts.take() == (0, 1, True)
     assert len(session.history) == 1
-    edited = session.retry("Describe the picture.")
+    edited = session.retry("Describe the image.")
     seen, read, _ = counts.take()
     assert seen == 0
     assert read < 30
-    assert session.history == [("<image>\nDescribe the picture.", edited)]
-    assert edited == model.chat(tokenizer, tiles, "Describe the picture.", SHORT)
+    assert session.history == [("<image>\nDescribe the image.", edited)]
+    assert edited == model.chat(tokenizer, tiles, "Describe the image.", SHORT)
     second = session.chat(QUESTIONS[1], tiles[:1])
-    assert len(session.pictures) == 2
+    assert len(session.images) == 2
     session.rewind()
-    assert (len(session.history), len(session.pictures)) == (1, 1)
+    assert (len(session.history), len(session.images)) == (1, 1)
     assert session.chat(QUESTIONS[1], tiles[:1]) == second
     session.rewind(2)
-    assert session.history == session.pictures == []
+    assert session.history == session.images == []
     assert session.chat("Hello") == model.chat(tokenizer, None, "Hello", SHORT)
 
 
-def test_another_picture_of_the_same_size_is_another_picture(model, tokenizer, tiles, counted):
+def test_another_image_of_the_same_size_is_another_image(model, tokenizer, tiles, counted):
     session = model.start_chat(tokenizer, tiles[:2], SHORT)
     session.chat(QUESTIONS[0])
-    session.pictures[0] = model.encode_images(tiles[2:4])
+    session.images[0] = model.encode_images(tiles[2:4])
     assert session.retry() == model.chat(tokenizer, tiles[2:4], QUESTIONS[0], SHORT)
 
 
@@ -271,7 +276,7 @@ def test_close_frees_and_ends(model, tokenizer, tiles):
         session.chat(QUESTIONS[0])
         assert session._cache is not None
     assert session._cache is None
-    assert session._cached == session.pictures == []
+    assert session._cached == session.images == []
     assert len(session.history) == 1
     session.close()
     for call in (lambda: session.chat("Hi"), session.retry, lambda: session.show(tiles)):
@@ -282,7 +287,7 @@ def test_close_frees_and_ends(model, tokenizer, tiles):
 def test_a_failure_leaves_the_history(model, tokenizer, tiles, monkeypatch):
     session = model.start_chat(tokenizer, tiles, SHORT)
     session.chat(QUESTIONS[0])
-    history, pictures = list(session.history), list(session.pictures)
+    history, images = list(session.history), list(session.images)
     with pytest.raises(ValueError, match="3 <image> for 2 image"):
         session.chat("<image><image>", tiles[:1])
     layer = model.language_model.model.layers[-1]
@@ -291,7 +296,7 @@ def test_a_failure_leaves_the_history(model, tokenizer, tiles, monkeypatch):
         with pytest.raises(RuntimeError, match="no memory"):
             session.chat(QUESTIONS[1])
     assert session.history == history
-    assert session.pictures == pictures
+    assert session.images == images
     assert session.chat(QUESTIONS[1]) == model.chat(tokenizer, tiles, QUESTIONS[1], SHORT, history=history)
 
 
@@ -299,11 +304,11 @@ def test_bad_calls(model, tokenizer, tiles):
     session = model.start_chat(tokenizer, generation_config=SHORT)
     with pytest.raises(ValueError, match="There is no question to ask again"):
         session.retry()
-    with pytest.raises(ValueError, match="There are 0 turns; 1 of them cannot be forgotten"):
+    with pytest.raises(ValueError, match="There are 0 turns; 1 of them cannot be discarded"):
         session.rewind()
     with pytest.raises(ValueError, match="question is None; expected text"):
         session.chat(None)
-    with pytest.raises(ValueError, match="pixel_values is None; give the tiles of the pictures to show"):
+    with pytest.raises(ValueError, match="pixel_values is None; give the tiles of the images to show"):
         session.show(None)
     with pytest.raises(ValueError, match=r"num_patches_list is \[1\], but pixel_values is None"):
         session.chat("Hi", num_patches_list=[1])
@@ -317,6 +322,227 @@ def test_bad_calls(model, tokenizer, tiles):
     session.chat("What?", model.encode_images(torch.rand(1, 3, 56, 56)))
     with pytest.raises(ValueError, match=r"tiles have \[4, 16\] image tokens; use one tile size for all"):
         session.chat("And this?", tiles[:1])
+
+
+FEW = {"max_new_tokens": 3, "do_sample": False}
+
+
+def check_history(model, tokenizer, history, cut=()):
+    """Each answer is `chat`'s after the turns before it; of a question whose stream was stopped, its prefix."""
+    for turn, (question, answer) in enumerate(history):
+        expected = model.chat(tokenizer, None, question, FEW, history=history[:turn])
+        assert expected.startswith(answer) if question in cut else expected == answer
+
+
+def test_eight_threads_on_one_session(model, tokenizer):
+    session, start = model.start_chat(tokenizer, None, FEW), threading.Barrier(8)
+
+    def ask(thread):
+        start.wait()
+        first = session.chat(f"Question {thread}.1?")
+        return [first, "".join(session.stream(f"Question {thread}.2?"))]
+
+    with ThreadPoolExecutor(8) as executor:
+        answers = list(executor.map(ask, range(8)))
+    assert len(session.history) == 16
+    returned = {f"Question {thread}.{turn + 1}?": answers[thread][turn] for thread in range(8) for turn in range(2)}
+    assert dict(session.history) == returned
+    check_history(model, tokenizer, session.history)
+
+
+class Visitor:
+    """Does random things with a session, and writes down what it was answered."""
+
+    def __init__(self, session, seed):
+        self.session, self.dice = session, random.Random(seed)
+        self.returned, self.refused, self.cut = [], [], set()
+
+    def act(self, name):
+        actions = (self.ask, self.stream, self.stop, self.retry, self.score, self.rewind)
+        for number in range(5):
+            action = self.dice.choice((*actions, self.close if number > 3 else self.ask))
+            try:
+                action(f"Question {name}.{number}?")
+            except ValueError as error:
+                self.refused.append(str(error))
+        return self
+
+    def ask(self, question):
+        self.returned.append((question, self.session.chat(question)))
+
+    def retry(self, question):
+        self.returned.append((question, self.session.retry(question)))
+
+    def stream(self, question):  # a rewind or a close may stop it
+        self.cut.add(question)
+        self.returned.append((question, "".join(self.session.stream(question))))
+
+    def stop(self, question):
+        self.cut.add(question)
+        pieces = self.session.stream(question)
+        next(pieces, "")
+        pieces.close()
+
+    def score(self, question):
+        assert len(self.session.score_choices(question, ["yes", "no"])) == 2
+
+    def rewind(self, question):
+        self.session.rewind()
+
+    def close(self, question):
+        self.session.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_interleavings_of_threads(model, tokenizer, seed):
+    """Each question is answered once or refused with a sentence, and history is what was answered."""
+    session = model.start_chat(tokenizer, None, FEW)
+    with ThreadPoolExecutor(4) as executor:
+        visitors = list(executor.map(lambda name: Visitor(session, 100 * seed + name).act(name), range(4)))
+    refused = {sentence.split(";")[0] for visitor in visitors for sentence in visitor.refused}
+    assert refused <= {"The session is closed", "There are 0 turns", "There is no question to ask again"}
+    questions = [question for question, _ in session.history]
+    assert len(set(questions)) == len(questions)
+    returned = [pair for visitor in visitors for pair in visitor.returned]
+    cut = {question for visitor in visitors for question in visitor.cut}
+    assert all(pair in returned or pair[0] in cut for pair in session.history)
+    check_history(model, tokenizer, session.history, cut)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_interleavings_with_streams(model, tokenizer, seed):
+    """One thread, with streams left open while it does something else; beside it, what the history must be."""
+    session, dice, expected = model.start_chat(tokenizer, None, FEW), random.Random(seed), []
+    for number in range(12):
+        question, action = f"Question {number}?", dice.choice(("ask", "stream", "left open", "rewind", "retry"))
+        if action == "ask":
+            expected.append((question, session.chat(question)))
+        elif action == "stream":
+            expected.append((question, "".join(session.stream(question))))
+        elif action == "left open":
+            stream = session.stream(question)
+            first = next(stream, "")
+            if dice.random() < 0.5:  # waits for the whole answer
+                later = session.chat(f"{question} And?")
+                expected += [(question, first + "".join(stream)), (f"{question} And?", later)]
+            else:  # stops it, and takes it away
+                session.rewind()
+                assert session.history == expected
+                assert list(stream) is not None
+        elif action == "rewind" and expected:
+            session.rewind()
+            expected.pop()
+        elif action == "retry" and expected:
+            expected[-1] = (question, session.retry(question))
+        assert session.history == expected
+    check_history(model, tokenizer, expected)
+
+
+def test_close_stops_a_stream_and_keeps_what_was_said(model, tokenizer):
+    session = model.start_chat(tokenizer, None, {"max_new_tokens": 2000, "do_sample": False})
+    stream = session.stream("Hello")
+    first = next(stream)
+    session.close()
+    ((question, answer),) = session.history
+    assert question == "Hello"
+    assert first + "".join(stream) == answer
+    assert len(tokenizer(answer).input_ids) < 1000
+    with pytest.raises(ValueError, match="The session is closed"):
+        session.chat("And now?")
+
+
+def test_a_question_that_would_wait_for_itself_is_refused(model, tokenizer):
+    session = model.start_chat(tokenizer, None, FEW)
+
+    class Asking(BaseStreamer):
+        def put(self, value):
+            session.chat("What?")
+
+        def end(self):
+            pass
+
+    for call in (lambda: session.chat("Hello", streamer=Asking()), lambda: session.retry(streamer=Asking())):
+        with pytest.raises(RuntimeError, match="The session is asked while it answers, by a streamer or criterion"):
+            call()
+        session.history[:] = [("Hello", "Hi")]
+    assert session.chat("And now?")
+
+
+def test_beside_the_stream_of_a_model_in_training(golden_model, tokenizer):
+    model = golden_model("c01_v15_26b", fresh=True).train()
+    session = model.start_chat(tokenizer, None, {"max_new_tokens": 40, "do_sample": False})
+    stream = session.stream("Hello")
+    said = next(stream)
+    with pytest.raises(RuntimeError, match="streaming an answer of a model in training, which goes on only while it"):
+        session.chat("And now?")
+    session.rewind()
+    assert session.history == []
+    assert said
+    list(stream)
+    assert model.training
+    assert session.chat("And now?", generation_config=FEW)
+
+
+def test_images_shown_during_an_answer_are_of_the_next_question(model, tokenizer, tiles):
+    session = model.start_chat(tokenizer, None, FEW)
+
+    class Showing(BaseStreamer):
+        def put(self, value):
+            if not session._shown:
+                session.show(tiles[:1])
+
+        def end(self):
+            pass
+
+    session.chat("Hello", streamer=Showing())
+    session.chat("What is it?")
+    assert [question for question, _ in session.history] == ["Hello", "<image>\nWhat is it?"]
+
+
+def test_scores_are_those_of_score_choices(model, tokenizer, tiles, counted):
+    session = model.start_chat(tokenizer, tiles, SHORT)
+    session.chat(QUESTIONS[0])
+    history, choices = list(session.history), ["yes", "no, never", "好的"]
+    counts = counted(model)
+    found = session.score_choices(QUESTIONS[1], choices)
+    seen, read, _ = counts.take()
+    assert seen == 0
+    assert read < 30
+    expected = model.score_choices(tokenizer, tiles, QUESTIONS[1], choices, history=history)
+    for one, other in zip(found, expected, strict=True):
+        assert (one.text, one.token_ids) == (other.text, other.token_ids)
+        torch.testing.assert_close(one.logprobs, other.logprobs, atol=1e-4, rtol=1e-4)
+    assert session.history == history
+    answer = session.chat_with_logprobs(QUESTIONS[1])
+    expected = model.chat_with_logprobs(tokenizer, tiles, QUESTIONS[1], SHORT, history=history)
+    assert (answer.text, answer.token_ids) == (expected.text, expected.token_ids)
+    torch.testing.assert_close(answer.logprobs, expected.logprobs, atol=1e-4, rtol=1e-4)
+    assert session.history == [*history, (QUESTIONS[1], answer.text)]
+
+
+def test_a_second_turn_tokenizes_only_what_is_new(model, goldens, tiles):
+    from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer  # noqa: PLC0415
+
+    texts = []
+
+    class Counting(InternLM2Tokenizer):
+        def __call__(self, text, *args, **kwargs):
+            texts.append(text)
+            return super().__call__(text, *args, **kwargs)
+
+    tokenizer = Counting.from_pretrained(goldens / "tokenizer")
+    session = model.start_chat(tokenizer, tiles, FEW)
+    session.chat("Is it a long question?")
+    texts.clear()
+    session.chat("And a second one?")
+    answer = session.history[0][1]
+    assert [text.removeprefix("</img>") for text in texts] == [
+        f"<|im_start|>assistant\n{answer}<|im_end|>",
+        "<|im_start|>user\nAnd a second one?<|im_end|>",
+    ]
+    # A token that is added between two questions is one token.
+    tokenizer.add_tokens(["<seg>"])
+    assert session._answerer().encoder.text_ids("<seg>") == [len(tokenizer) - 1]
 
 
 @pytest.mark.newest
