@@ -17,7 +17,7 @@ from .options_internvl import GenerationOptions, read_options
 from .prompt_format_internvl import IMAGE_CONTEXT_TOKEN, IMAGE_END_TOKEN, IMAGE_START_TOKEN
 from .scoring_internvl import SCORED_OUTPUT, ScoredAnswer, scored_answer
 from .session_internvl import ChatSession
-from .streaming_internvl import Answerer, stream_answer
+from .streaming_internvl import Answerer, id_rows, stream_answer
 
 
 logger = logging.get_logger(__name__)
@@ -328,8 +328,8 @@ def _padded(prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
     """
     longest = max(map(len, prompts))
     return {
-        "input_ids": torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in prompts]),
-        "attention_mask": torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]),
+        "input_ids": id_rows([[0] * (longest - len(ids)) + list(ids) for ids in prompts]),
+        "attention_mask": id_rows([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]),
     }
 
 

@@ -29,7 +29,7 @@ from .scoring_internvl import (
     scored_answer,
     unshared_logprobs,
 )
-from .streaming_internvl import Answerer, AnswerStream, stream_answer
+from .streaming_internvl import Answerer, AnswerStream, id_rows, stream_answer
 
 
 # Options under which `generate` does not extend one row of an ordinary cache, and the value that is harmless.
@@ -362,7 +362,7 @@ class ChatSession:
         kept = 0 if is_stretched else self._keep_prefix(tokens)
         with answering(model), self._discarding_cache():
             unread = model.embed_inputs(
-                torch.tensor([ids_of(pieces)[kept:]]),  # (1, unread)
+                id_rows([ids_of(pieces)[kept:]]),  # (1, unread)
                 visual_features=_unread_features(pieces, images, kept),
                 image_token_id=answerer.image_token_id,
             )  # (1, unread, hidden)
@@ -396,7 +396,7 @@ class ChatSession:
             self._discard_cache()  # every length has its own angles
         keeps_cache = not is_stretched and _extends_a_cache(generation_config, self.model.generation_config)
         kept = self._keep_prefix(tokens) if keeps_cache else 0
-        prompt = torch.tensor([ids_of(pieces)])  # (1, seq)
+        prompt = id_rows([ids_of(pieces)])  # (1, seq)
         inputs = {
             "input_ids": prompt,
             "attention_mask": torch.ones_like(prompt),
@@ -415,10 +415,7 @@ class ChatSession:
 
         The last token is always read again: the next one is predicted from its state.
         """
-        kept = min(len(self._cached), len(tokens) - 1)
-        if self._cached[:kept] != tokens[:kept]:
-            pairs = enumerate(zip(self._cached, tokens, strict=False))
-            kept = next(position for position, (old, new) in pairs if old != new)
+        kept = _shared_prefix(self._cached, tokens[:-1])
         if kept == 0:
             self._cache = GrowingCache(self.model.config, croppable=True)
         elif kept < len(self._cached):
@@ -514,6 +511,20 @@ def _tokens(pieces: Sequence[Piece], images: Sequence[EncodedImages]) -> list[in
         else:
             tokens += [piece.ids[0], *[images[piece.image]] * (len(piece.ids) - 2), piece.ids[-1]]
     return tokens
+
+
+def _shared_prefix(left: Sequence[Any], right: Sequence[Any]) -> int:
+    """Return how many first elements of two lists are equal; halves are compared as a whole, which is fast."""
+    same, end = 0, min(len(left), len(right))
+    if left[:end] == right[:end]:
+        return end
+    while end - same > 1:  # the first difference is in same .. end - 1
+        middle = (same + end) // 2
+        if left[same:middle] == right[same:middle]:
+            same = middle
+        else:
+            end = middle
+    return same
 
 
 def _unread_features(pieces: Sequence[Piece], images: Sequence[EncodedImages], kept: int) -> torch.Tensor | None:

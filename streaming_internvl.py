@@ -6,6 +6,7 @@ from queue import Queue
 from threading import Semaphore
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
@@ -21,7 +22,7 @@ from .prompt_format_internvl import IMAGE_CONTEXT_TOKEN, prompt_format
 PROMPT_NAMES = ("input_ids", "attention_mask")
 # A tokenizer looks at a token's neighbours and no further. Tokens before the last CONTEXT_TOKENS no longer change;
 # beyond WINDOW_TOKENS, the first ones are decoded for the last time.
-WINDOW_TOKENS, CONTEXT_TOKENS = 64, 16
+WINDOW_TOKENS, CONTEXT_TOKENS = 32, 8
 
 
 class Answerer:
@@ -105,6 +106,11 @@ class Answerer:
     def text(self, token_ids: Sequence[int]) -> str:
         """Decode an answer."""
         return self.encoder.decode(token_ids, self.style.stop, self.style.answer_header).strip()
+
+
+def id_rows(rows: Sequence[Sequence[int]]) -> torch.LongTensor:
+    """Return rows of ids of one length as a tensor `(rows, seq)`; NumPy reads lists ten times as fast as PyTorch."""
+    return torch.from_numpy(np.array(rows, dtype=np.int64))
 
 
 class AnswerStream(BaseStreamer):
