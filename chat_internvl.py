@@ -4,6 +4,7 @@ Each is a whole conversation; one that goes on is a `ChatSession`, which `start_
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,13 +12,20 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
-from .conversation_internvl import History, checked_turns, ids_of, place_in_front
+from .answer_internvl import (
+    SCORED_OUTPUT,
+    Answerer,
+    GenerationOptions,
+    ScoredAnswer,
+    id_rows,
+    read_options,
+    scored_answer,
+)
+from .conversation_internvl import History, ids_of
 from .image_features_internvl import EncodedImages, ImageInput, count_tiles, count_tiles_of_each
-from .options_internvl import GenerationOptions, read_options
 from .prompt_format_internvl import IMAGE_CONTEXT_TOKEN, IMAGE_END_TOKEN, IMAGE_START_TOKEN
-from .scoring_internvl import SCORED_OUTPUT, ScoredAnswer, scored_answer
-from .session_internvl import ChatSession
-from .streaming_internvl import Answerer, id_rows, stream_answer
+from .session_internvl import ChatSession, checked_turns, place_in_front
+from .streaming_internvl import stream_answer
 
 
 logger = logging.get_logger(__name__)
@@ -175,7 +183,7 @@ class ChatMixin:
         num_patches_list: Sequence[int] | None = None,
         system: str | None = None,
     ) -> ScoredAnswer | tuple[ScoredAnswer, list[tuple[str, str]]]:
-        """Answer as `chat` does, and say how likely each token was.
+        """Answer as `chat` does, and return how likely each token was.
 
         It costs no further pass; the logits are kept until the end, 4 bytes times the vocabulary for each token.
 
@@ -183,7 +191,7 @@ class ChatMixin:
             tokenizer: See `chat`.
             pixel_values: See `chat`.
             question: See `chat`.
-            generation_config: See `chat`; one answer is generated, whatever `num_return_sequences` says.
+            generation_config: See `chat`; one answer is generated; `num_return_sequences` has no effect.
             history: See `chat`.
             return_history: See `chat`.
             num_patches_list: See `chat`.
@@ -212,7 +220,7 @@ class ChatMixin:
         system: str | None = None,
         with_end: bool = True,
     ) -> list[ScoredAnswer]:
-        """Say how likely each of several answers is. Images and prompt are read once for all of them.
+        """Score several answers by their log-probabilities. Images and prompt are read once for all of them.
 
         Args:
             tokenizer: See `chat`.
@@ -237,7 +245,7 @@ class ChatMixin:
         images = pixel_values
         if isinstance(pixel_values, torch.Tensor):
             images = self.encode_images(pixel_values, num_tiles)
-        images = [] if images is None else EncodedImages(images.features, tuple(num_tiles)).split()
+        images = [] if images is None else replace(images, num_tiles=tuple(num_tiles)).split()
         with ChatSession(self, tokenizer, system=system) as session:
             return session.score(turns, images, choices, with_end)
 
@@ -254,7 +262,7 @@ class ChatMixin:
         Args:
             tokenizer: The checkpoint's tokenizer.
             pixel_values: The images of the first question, see `ChatSession.show`; None if there are none.
-            generation_config: What `generate` takes, for all questions that say nothing else.
+            generation_config: What `generate` takes, for all questions without options of their own.
             num_patches_list: See `ChatSession.show`.
             system: System message; None means the model's.
 

@@ -1,4 +1,4 @@
-"""Conversations as training batches: the loss is on the answers, whatever the number of turns and images.
+"""Conversations as training batches: the loss is on the answers, with any number of turns and images.
 
 `processor.data_collator()` makes one; it goes where trainers take a `data_collator`. It needs no trainer itself. Its
 prompts are those of `chat` and the processor, piece by piece.
@@ -209,9 +209,9 @@ def _visuals_in_order(row: dict[str, Any], messages: list[tuple[str, list[Any]]]
 
 def _given_apart(row: dict[str, Any], kind: str) -> list[Any]:
     """Return the images or videos of a row that stand beside its messages, without the None of rows without any."""
-    given = row.get(kind)
-    given = row.get(f"{kind}s") if given is None else given if isinstance(given, list) else [given]
-    return [] if given is None else [visual for visual in given if visual is not None]
+    given = row.get(f"{kind}s") if row.get(kind) is None else row[kind]
+    given = given if isinstance(given, (list, tuple)) else [given]
+    return [visual for visual in given if visual is not None]
 
 
 def _with_typed(items: Sequence[dict[str, Any]], kinds: Sequence[str]) -> list[dict[str, Any]]:

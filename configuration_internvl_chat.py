@@ -42,12 +42,12 @@ class InternVLChatConfig(PretrainedConfig):
             config.json; without such files it is the seventh from the end of the vocabulary, which is right unless
             the vocabulary is padded.
         vision_batch_size: Most tiles that the vision encoder takes at once outside training; None means all. It bounds
-            memory, whatever the number of tiles.
-        dynamic_image_size: Whether pictures are cut into several tiles.
-        use_thumbnail: Whether the whole picture follows its tiles as one more tile.
-        min_dynamic_patch: Fewest tiles of a picture (the published name says patch).
-        max_dynamic_patch: Most tiles of a picture, thumbnail not counted.
-        pad2square: Whether pictures are padded to a square before anything else (no release does).
+            memory for any number of tiles.
+        dynamic_image_size: Whether images are cut into several tiles.
+        use_thumbnail: Whether the whole image follows its tiles as one more tile.
+        min_dynamic_patch: Fewest tiles of an image (the published name says patch).
+        max_dynamic_patch: Most tiles of an image, thumbnail not counted.
+        pad2square: Whether images are padded to a square before anything else (no release does).
         use_backbone_lora: Kept for engines; adapters are added with PEFT.
         use_llm_lora: Kept for engines; adapters are added with PEFT.
         **kwargs: Anything else a published config.json holds; kept and saved again.

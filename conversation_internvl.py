@@ -74,31 +74,6 @@ class Piece:
     image: int | None = None
 
 
-def place_in_front(question: str) -> str:
-    """Return a question about an image, which stands in front unless the question says where."""
-    return question if IMAGE_PLACEHOLDER in question else f"{IMAGE_PLACEHOLDER}\n{question}"
-
-
-def checked_turns(history: History | None, question: str) -> list[tuple[str, str]]:
-    """Return (question, answer) pairs with a new one, whose answer is empty.
-
-    Raises:
-        ValueError: If they are not texts.
-    """
-    if not isinstance(question, str):
-        raise ValueError(f"question is {question!r}; expected text.")
-    if not isinstance(history, (list, tuple, type(None))):
-        raise ValueError(f"history is {history!r}; expected a list of pairs of texts (question, answer).")
-    for number, pair in enumerate(history or ()):
-        is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
-        if not is_pair or not all(isinstance(text, str) for text in pair):
-            raise ValueError(
-                f"history[{number}] is {pair!r}; expected a pair of texts (question, answer), "
-                "as chat(..., return_history=True) returns them."
-            )
-    return [*((past, answer) for past, answer in history or ()), (question, "")]
-
-
 def turns_of_history(history: History, question: str, has_images: bool) -> list[Turn]:
     """Return (question, answer) pairs and a new question as turns.
 
@@ -152,19 +127,18 @@ class PromptEncoder:
         self.control_tokens = (set(self._roles) - {None, ""}) | {
             token for token in self.added_tokens if token in CONTROL_TOKENS or NUMBERED_CONTROL_TOKEN.fullmatch(token)
         }
-        self._control_tokens = tuple(self.control_tokens)
         self._guarded = _pattern_of([*map(re.escape, sorted(self.control_tokens)), UNUSED_TOKEN])
         if remembers:
             self.guard, self.text_ids = cache(self.guard), cache(self.text_ids)
 
     def is_current(self, tokenizer: PreTrainedTokenizerBase) -> bool:
-        """Say whether this is the encoder of a tokenizer, which has got no other tokens in the meantime."""
+        """Return whether this encoder fits a tokenizer, to which no tokens were added since."""
         if tokenizer is not self.tokenizer or self._roles != _role_tokens(tokenizer):
             return False
         return self.added_tokens == tokenizer.get_added_vocab()
 
     def guard(self, text: str, literal: Sequence[str] = (), only: Iterable[str] | None = None) -> str:
-        """Mark where text must be cut so that no control token in it is encoded as one.
+        """Mark where text must be cut so that no control token in it is encoded as such.
 
         Args:
             text: Text that somebody typed.
@@ -185,7 +159,7 @@ class PromptEncoder:
 
     @cached_property
     def begins_with_bos(self) -> bool:
-        """Say whether the tokenizer puts its first token in front of every text."""
+        """Return whether the tokenizer puts its first token in front of every text."""
         bos = self.tokenizer.bos_token_id
         return bos is not None and self.tokenizer("").input_ids[:1] == [bos]
 
@@ -204,7 +178,7 @@ class PromptEncoder:
 
         Args:
             style: The prompt format.
-            turns: The turns; a first turn of the system takes the place of `system`.
+            turns: The turns; a first turn of the system replaces `system`.
             num_tiles: Tiles of each image, thumbnail included.
             tile_tokens: Image tokens of one tile.
             system: System message; None means the trained one.
@@ -363,14 +337,6 @@ class PromptEncoder:
         """The added tokens that are not control tokens, by id."""
         return {index: token for token, index in self.added_tokens.items() if token not in self.control_tokens}
 
-    def splits_at_start(self, text: str) -> bool:
-        """Say whether text begins with a control token, so that it is tokenized apart from what is before it."""
-        return text.startswith(self._control_tokens)
-
-    def splits_at_end(self, text: str) -> bool:
-        """Say whether text ends with a control token."""
-        return text.endswith(self._control_tokens)
-
     def _check_format(self, style: PromptFormat) -> None:
         written = "".join(chain.from_iterable(style.turns.values())) + style.stop
         if missing := sorted(t for t in CONTROL_TOKENS if t in written and t not in self.control_tokens):
@@ -418,7 +384,8 @@ class _Writer:
 
     def begin(self, role: str, before: str) -> None:
         """Begin a turn, and a new run if control tokens separate it from the text before."""
-        if self.encoder.splits_at_start(before) or self.encoder.splits_at_end(self.text):
+        control_tokens = tuple(self.encoder.control_tokens)
+        if before.startswith(control_tokens) or self.text.endswith(control_tokens):
             self.flush()
         self.role = role
         self.write(before)

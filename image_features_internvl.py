@@ -146,7 +146,7 @@ def insert_features(inputs_embeds: torch.Tensor, index: torch.Tensor, features: 
     index = index.to(inputs_embeds.device)
     features = features.to(inputs_embeds)
     found = nn.functional.embedding(index.clamp(min=0), features)  # (batch, seq, hidden)
-    return torch.where((index >= 0).unsqueeze(-1), found, inputs_embeds)
+    return torch.where((index >= 0).unsqueeze(-1), found, inputs_embeds)  # (batch, seq, hidden)
 
 
 def feature_index(is_image: torch.Tensor) -> torch.LongTensor:
@@ -158,7 +158,7 @@ def feature_index(is_image: torch.Tensor) -> torch.LongTensor:
     Returns:
         The number of each image token from 0 on, -1 for all others, `(batch, seq)`.
     """
-    return feature_number(is_image.flatten(), dim=0).view_as(is_image)
+    return feature_number(is_image.flatten(), dim=0).view_as(is_image)  # (batch, seq)
 
 
 def feature_number(is_image: torch.Tensor, dim: int) -> torch.LongTensor:

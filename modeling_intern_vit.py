@@ -76,7 +76,7 @@ class InternVisionEmbeddings(nn.Module):
         patches = self.patch_embedding(pixel_values.to(dtype))  # (tiles, hidden, rows, columns)
         rows, columns = patches.shape[-2:]
         patches = patches.flatten(2).transpose(1, 2)  # (tiles, rows * columns, hidden)
-        class_token = self.class_embedding.to(dtype).expand(patches.shape[0], -1, -1)
+        class_token = self.class_embedding.to(dtype).expand(patches.shape[0], -1, -1)  # (tiles, 1, hidden)
         return torch.cat([class_token, patches], dim=1) + self.interpolated_positions(rows, columns).to(dtype)
 
 
@@ -106,9 +106,9 @@ def eager_attention_forward(
         The output `(tiles, seq, heads, head_dim)` and the weights `(tiles, heads, seq, seq)`.
     """
     # The softmax stays in the dtype of the weights, as the published weights were trained.
-    weights = ((query * scaling) @ key.transpose(-2, -1)).softmax(dim=-1)
+    weights = ((query * scaling) @ key.transpose(-2, -1)).softmax(dim=-1)  # (tiles, heads, seq, seq)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2), weights
+    return (weights @ value).transpose(1, 2), weights  # (tiles, seq, heads, head_dim)
 
 
 class InternAttention(nn.Module):
@@ -350,5 +350,34 @@ class InternVisionModel(InternVisionPreTrainedModel):
         if not pixel_values.is_floating_point():
             raise TypeError(
                 f"pixel_values has dtype {pixel_values.dtype}; expected normalised floating point tiles. "
-                "Pass pictures through the image processor instead of raw 0-255 values."
+                "Pass images through the image processor instead of raw 0-255 values."
             )
+
+
+def pixel_shuffle(features: torch.Tensor, factor: int, transposed: bool = False) -> torch.Tensor:
+    """Fold each square of `factor` × `factor` patches into the channels (arXiv 2404.16821, section 3.2).
+
+    Args:
+        features: Patch features `(tiles, rows, columns, channels)`.
+        factor: Side of the square; must divide rows and columns.
+        transposed: Whether the resulting grid is transposed, as `ps_version` "v1" does.
+
+    Returns:
+        Features `(tiles, rows / factor, columns / factor, channels * factor²)`, the grid transposed if so asked.
+
+    Raises:
+        ValueError: If `factor` does not divide the grid.
+    """
+    tiles, rows, columns, channels = features.shape
+    if rows % factor or columns % factor:
+        raise ValueError(
+            f"A tile has {rows} × {columns} patches, which squares of {factor} × {factor} do not cover. "
+            f"Choose a tile size whose sides are multiples of {factor} patches."
+        )
+    # (tiles, rows / factor, factor, columns / factor, factor, channels)
+    features = features.reshape(tiles, rows // factor, factor, columns // factor, factor, channels)
+    features = features.permute(0, 1, 3, 2, 4, 5)  # (tiles, rows / factor, columns / factor, factor, factor, channels)
+    # Row by row of the square, then its channels: (tiles, rows / factor, columns / factor, channels * factor²)
+    features = features.reshape(tiles, rows // factor, columns // factor, channels * factor**2)
+    # The transposed grid has (tiles, columns / factor, rows / factor, …); square tiles hide the difference.
+    return features.transpose(1, 2).contiguous() if transposed else features

@@ -14,7 +14,6 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import can_return_tuple
 
-from .cache_internvl import GrowingCache, GrowingCacheMixin
 from .compat_internvl import (
     CACHE_NAMES,
     TP_PLAN_OF_HEAD,
@@ -33,6 +32,7 @@ from .compat_internvl import (
     update_cache,
 )
 from .configuration_internlm2 import InternLM2Config
+from .generation_internvl import GrowingCache, GrowingCacheMixin
 from .loss_internvl import next_token_loss
 
 
@@ -139,13 +139,13 @@ def eager_attention_forward(
         The output `(batch, seq, heads, head_dim)` and the weights `(batch, heads, seq, kv_seq)`.
     """
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)  # (batch, heads, kv_seq, head_dim)
-    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
-    scores = query @ key.transpose(-2, -1) * scaling
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)  # (batch, heads, kv_seq, head_dim)
+    scores = query @ key.transpose(-2, -1) * scaling  # (batch, heads, seq, kv_seq)
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2), weights
+    return (weights @ value).transpose(1, 2), weights  # (batch, seq, heads, head_dim)
 
 
 def single_token_sdpa_forward(
@@ -177,13 +177,14 @@ def single_token_sdpa_forward(
     """
     batch, heads, _, head_dim = query.shape
     kv_heads = key.shape[1]
-    query = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)
+    query = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)  # the groups in place of seq
     if attention_mask is not None and attention_mask.shape[1] > 1:
+        # (batch, kv_heads, groups, kv_seq)
         attention_mask = attention_mask.reshape(-1, kv_heads, heads // kv_heads, key.shape[2])
     output = nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
     )  # (batch, kv_heads, group, head_dim)
-    return output.reshape(batch, 1, heads, head_dim), None
+    return output.reshape(batch, 1, heads, head_dim), None  # (batch, seq = 1, heads, head_dim)
 
 
 class InternLM2Attention(nn.Module):
@@ -216,7 +217,7 @@ class InternLM2Attention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend from new tokens `(batch, seq, hidden)` to cached and new ones; see `InternLM2Model.forward`."""
         batch, seq, _ = hidden_states.shape
-        # (batch, seq, kv_heads, group + 2, head_dim)
+        # (batch, seq, kv_heads, groups + 2, head_dim): each key-value head has its queries, then its key and value
         states = self.wqkv(hidden_states).view(batch, seq, -1, self.num_key_value_groups + 2, self.head_dim)
         query, key, value = states.split([self.num_key_value_groups, 1, 1], dim=3)
         # each (batch, heads or kv_heads, seq, head_dim)
@@ -253,7 +254,7 @@ class InternLM2MLP(nn.Module):
             return self._transform(hidden_states)
         # Parts of a tensor with three dimensions would go a slow way through PyTorch if the weights are frozen.
         parts = hidden_states.flatten(0, -2).split(limit)  # (batch * seq, hidden)
-        return torch.cat([self._transform(part) for part in parts]).view_as(hidden_states)
+        return torch.cat([self._transform(part) for part in parts]).view_as(hidden_states)  # (batch, seq, hidden)
 
     def _transform(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.w2(self.act_fn(self.w1(hidden_states)) * self.w3(hidden_states))
@@ -377,7 +378,7 @@ class InternLM2Model(InternLM2PreTrainedModel):
         past_key_values = self._cache_to_use(past_key_values, use_cache)
         slots = token_slots(past_key_values, kwargs, inputs_embeds)
         if position_ids is None:
-            position_ids = slots.unsqueeze(0)
+            position_ids = slots.unsqueeze(0)  # (1, seq)
         mask = causal_mask(
             CausalMaskArguments(self.config, inputs_embeds, attention_mask, past_key_values, position_ids, slots)
         )

@@ -22,8 +22,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple, logging
 
-from .backbone_internvl import InternVLBackbone
-from .cache_internvl import GrowingCacheMixin
+from .answer_internvl import Answerer  # noqa: F401 (as `History` below)
 from .chat_internvl import ChatMixin
 from .compat_internvl import (
     CACHE_NAMES,
@@ -39,7 +38,7 @@ from .compat_internvl import (
 )
 from .configuration_internvl_chat import InternVLChatConfig
 from .conversation_internvl import History  # noqa: F401 (Transformers before 5.9 copies only what is imported here)
-from .generation_internvl import ImageGenerationMixin, answering, is_further_step
+from .generation_internvl import GrowingCacheMixin, ImageGenerationMixin, answering, is_further_step
 from .image_features_internvl import (
     EncodedImages,
     ImageInput,
@@ -50,53 +49,22 @@ from .image_features_internvl import (
     insert_features,
 )
 from .loading_internvl import check_loaded
-from .loss_internvl import next_token_loss
-from .modeling_intern_vit import InternVisionModel
+from .loss_internvl import InternVLBackbone, check_loss_arguments, next_token_loss, plain_head
+from .modeling_intern_vit import InternVisionModel, pixel_shuffle
 from .modeling_internlm2 import InternLM2ForCausalLM
-from .options_internvl import GenerationOptions  # noqa: F401 (as `History`)
 from .prompt_format_internvl import PromptFormat, prompt_format
 from .quantization_internvl import bitsandbytes_config, sparing_config
 from .rope_internvl import forget_longer_calls
-from .scoring_internvl import ScoredAnswer  # noqa: F401 (as `History`)
 from .session_internvl import ChatSession  # noqa: F401 (as `History`)
-from .streaming_internvl import Answerer  # noqa: F401 (as `History`)
+from .streaming_internvl import stream_answer  # noqa: F401 (as `History`)
 from .tiling_internvl import tokens_per_tile
 
 
 logger = logging.get_logger(__name__)
 
-# Settings of Transformers' language models that change the output head's logits.
-SCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-
-
-def pixel_shuffle(features: torch.Tensor, factor: int, transposed: bool = False) -> torch.Tensor:
-    """Fold each square of `factor` × `factor` patches into the channels (arXiv 2404.16821, section 3.2).
-
-    Args:
-        features: Patch features `(tiles, rows, columns, channels)`.
-        factor: Side of the square; must divide rows and columns.
-        transposed: Whether the resulting grid is transposed, as `ps_version` "v1" does.
-
-    Returns:
-        Features `(tiles, rows / factor, columns / factor, channels * factor²)`, the grid transposed if so asked.
-
-    Raises:
-        ValueError: If `factor` does not divide the grid.
-    """
-    tiles, rows, columns, channels = features.shape
-    if rows % factor or columns % factor:
-        raise ValueError(
-            f"A tile has {rows} × {columns} patches, which squares of {factor} × {factor} do not cover. "
-            f"Choose a tile size whose sides are multiples of {factor} patches."
-        )
-    features = features.reshape(tiles, rows // factor, factor, columns // factor, factor, channels)
-    features = features.permute(0, 1, 3, 2, 4, 5)  # (tiles, rows / factor, columns / factor, factor, factor, channels)
-    features = features.reshape(tiles, rows // factor, columns // factor, channels * factor**2)
-    return features.transpose(1, 2).contiguous() if transposed else features
-
 
 class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, GrowingCacheMixin, GenerationMixin):
-    """The whole model: pictures and text in, text out.
+    """The whole model: images and text in, text out.
 
     The attribute names are the checkpoint's (`vision_model`, `mlp1`, `language_model`).
 
@@ -164,7 +132,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
             *args: See Transformers.
             subfolder: Where in it the weights are.
             quantization_config: How to quantize, as a config object or a dict. Vision encoder, projector and output
-                head stay as they are unless it lists the modules to leave alone itself.
+                head are not quantized unless it lists the modules to skip itself.
             load_in_8bit: Short for a `BitsAndBytesConfig`, as official clients pass it.
             load_in_4bit: See `load_in_8bit`. Computes in `dtype`, bfloat16 if there is none.
             strict: Whether missing and unexpected weights are an error; Transformers only logs them.
@@ -174,13 +142,13 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
             The model.
 
         Raises:
-            ValueError: If both a config and its short form are given, or the weights are not the model's.
+            ValueError: If both a config and its short form are given, or the weights do not fit the model.
         """
         if load_in_8bit or load_in_4bit:
             if quantization_config is not None:
                 asked = "load_in_8bit" if load_in_8bit else "load_in_4bit"
                 raise ValueError(
-                    f"Got {asked}=True and a quantization_config, which may say something else; pass only the "
+                    f"Got {asked}=True and a quantization_config, which may contradict it; pass only the "
                     f"quantization_config, with {asked} in it."
                 )
             dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
@@ -258,7 +226,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go. Under offload the first weights may be on no device at all; the embedding's hook knows."""
+        """Where inputs go. Under offload the embedding's hook has the device; weights may be on the meta device."""
         return _input_device(self.get_input_embeddings())
 
     def get_image_features(
@@ -274,7 +242,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
         Args:
             pixel_values: Normalised tiles `(tiles, channels, height, width)` on any device, any floating dtype.
             vision_batch_size: Tiles that the vision encoder takes at once; None means `config.vision_batch_size`, and
-                all of them in training. Memory grows with it, the result stays.
+                all of them in training. Memory grows with it; the result is the same.
             return_dict: Whether to return an output object, as Transformers' own models do; all tiles are then encoded
                 at once.
             output_hidden_states: Whether the output holds every state of the vision encoder.
@@ -343,15 +311,15 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
         num_patches_list: Sequence[int] | torch.Tensor | None = None,
         vision_batch_size: int | None = None,
     ) -> EncodedImages:
-        """Encode pictures once, for any number of calls: the result goes wherever `pixel_values` go.
+        """Encode images once, for any number of calls: the result goes wherever `pixel_values` go.
 
         Args:
             pixel_values: See `get_image_features`.
-            num_patches_list: Tiles of each picture; None means that all tiles are one picture.
+            num_patches_list: Tiles of each image; None means that all tiles are one image.
             vision_batch_size: See `get_image_features`.
 
         Returns:
-            The image features, without autograd, and the tiles of each picture.
+            The image features, without autograd, and the tiles of each image.
 
         Raises:
             ValueError: As `get_image_features`; also if tiles hold NaN or the counts do not fit.
@@ -359,7 +327,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
         """
         num_tiles = count_tiles(pixel_values, num_patches_list)
         if not num_tiles:
-            raise ValueError("There are no pictures to encode; give their tiles, as the image processor makes them.")
+            raise ValueError("There are no images to encode; give their tiles, as the image processor returns them.")
         _check_finite(pixel_values)
         with answering(self):
             features = self.get_image_features(pixel_values, vision_batch_size)
@@ -372,7 +340,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
         visual_features: torch.Tensor | None = None,
         vision_batch_size: int | None = None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Encode the images of a batch, in whatever form they are given.
+        """Encode the images of a batch, given in any form.
 
         Args:
             pixel_values: See `embed_inputs`.
@@ -422,13 +390,13 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
         vision_batch_size: int | None = None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Embed tokens, with image features in the place of the image tokens.
+        """Embed tokens, with image features instead of the word embeddings of image tokens.
 
         Args:
             input_ids: Tokens `(batch, seq)`; those with the id `config.image_token_id` stand for the features, row by
                 row, tile by tile. None if `inputs_embeds` are given.
-            pixel_values: All tiles of the batch in order, see `get_image_features`, or what `encode_images` made of
-                them; None for text alone.
+            pixel_values: All tiles of the batch in order, see `get_image_features`, or what `encode_images` returned;
+                None for text alone.
             image_flags: 1 for each tile that is in the text, 0 for a dummy, `(tiles,)` or `(tiles, 1)`; None means all
                 are 1.
             visual_features: Ready features `(tiles, tile_tokens, hidden)` instead of `pixel_values`.
@@ -501,7 +469,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
         """Predict the next token at every position. The order of the first arguments is the official one.
 
         Args:
-            pixel_values: See `embed_inputs`; None for text alone. Integers `(batch, seq)` in the first place are
+            pixel_values: See `embed_inputs`; None for text alone. Integers `(batch, seq)` as the first argument are
                 `input_ids`: pixels are floating point.
             input_ids: See `embed_inputs`; or give `inputs_embeds`.
             attention_mask: 1 for tokens, 0 for padding, `(batch, kv_seq)`.
@@ -546,9 +514,9 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
         # Not an argument by name: Transformers' trainer takes each argument called so for one that batches must have.
         shift_labels = kwargs.pop("shift_labels", None)
         has_labels = labels is not None or shift_labels is not None
-        _check_loss_arguments(has_labels, loss_weight, logits_to_keep, skip_logits)
+        check_loss_arguments(has_labels, loss_weight, logits_to_keep, skip_logits)
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
-        head = self._plain_head() if skip_logits else None
+        head = plain_head(self.config.llm_config, self.get_output_embeddings()) if skip_logits else None
         language_model = self.language_model
         if skip_logits:
             language_model = language_model.get_decoder()
@@ -608,21 +576,11 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
         if input_ids is not None and inputs_embeds is not None and not has_images:
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None and not has_images and is_further_step(input_ids, cache):
-            # A step of a generation, which may well say the image token itself: images came before.
+            # A step of a generation, in which the model may generate the image token itself: images came before.
             return self.get_input_embeddings()(input_ids)
         if input_ids is None and inputs_embeds is not None and not has_images:
             return inputs_embeds
         return self.embed_inputs(input_ids, inputs_embeds=inputs_embeds, **images)
-
-    def _plain_head(self) -> nn.Module:
-        """Return the output head, where logits are what it says and nothing else."""
-        config = self.config.llm_config
-        scaled = [name for name in SCALED_LOGITS if getattr(config, name, None) not in (None, 1.0)]
-        if scaled:
-            raise ValueError(
-                f"skip_logits needs logits that come straight from the output head, but llm_config sets {scaled}."
-            )
-        return self.get_output_embeddings()
 
 
 def _build_language_model(config: PretrainedConfig) -> PreTrainedModel:
@@ -642,7 +600,7 @@ def _flagged(tiles: torch.Tensor, image_flags: torch.Tensor | None) -> torch.Ten
     """Return the tiles, or their features, that are flagged."""
     if image_flags is None:
         return tiles
-    image_flags = image_flags.flatten()
+    image_flags = image_flags.flatten()  # (tiles,)
     if len(image_flags) != len(tiles):
         raise ValueError(f"There are {len(image_flags)} image_flags for {len(tiles)} tiles; give one each.")
     return tiles[(image_flags == 1).to(tiles.device)]
@@ -662,20 +620,8 @@ def _is_ids(pixel_values: Any) -> bool:
     return is_tensor and pixel_values.ndim == 2 and not pixel_values.is_floating_point()
 
 
-def _check_loss_arguments(
-    has_labels: bool, loss_weight: torch.Tensor | None, logits_to_keep: int | torch.Tensor, skip_logits: bool
-) -> None:
-    keeps_some = isinstance(logits_to_keep, torch.Tensor) or logits_to_keep != 0
-    if skip_logits and not has_labels:
-        raise ValueError("skip_logits is set, but there are no labels; nothing would be computed. Pass labels.")
-    if loss_weight is not None and not has_labels:
-        raise ValueError("loss_weight is given, but there are no labels to weigh; pass labels.")
-    if has_labels and keeps_some:
-        raise ValueError("labels need the logits of all positions, but logits_to_keep asks for some; leave it out.")
-
-
 def _input_device(module: nn.Module) -> torch.device:
-    """Return where a module computes; under CPU or disk offload its weights are elsewhere, and its hook knows."""
+    """Return where a module computes: under CPU or disk offload its hook's device, not that of its weights."""
     for part in module.modules():
         device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
         if device is not None:

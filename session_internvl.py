@@ -7,29 +7,32 @@ the lock that lets one question through at a time. Its answers are `chat`'s.
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from .cache_internvl import GrowingCache, stretching_limit
-from .conversation_internvl import History, Piece, PromptEncoder, checked_turns, ids_of, place_in_front
-from .generation_internvl import answering
-from .image_features_internvl import EncodedImages, ImageInput, count_tiles
-from .options_internvl import GenerationOptions, read_options
-from .prompt_format_internvl import IMAGE_PLACEHOLDER
-from .scoring_internvl import (
+from .answer_internvl import (
     SCORED_OUTPUT,
+    Answerer,
+    GenerationOptions,
     ScoredAnswer,
     checked_choices,
     choice_ids,
     continuation_logprobs,
+    id_rows,
+    read_options,
     scored,
     scored_answer,
     unshared_logprobs,
 )
-from .streaming_internvl import Answerer, AnswerStream, id_rows, stream_answer
+from .conversation_internvl import History, Piece, PromptEncoder, ids_of
+from .generation_internvl import GrowingCache, answering, stretching_limit
+from .image_features_internvl import EncodedImages, ImageInput, count_tiles
+from .prompt_format_internvl import IMAGE_PLACEHOLDER
+from .streaming_internvl import AnswerStream, stream_answer
 
 
 # Options under which `generate` does not extend one row of an ordinary cache, and the value that is harmless.
@@ -38,10 +41,10 @@ CACHELESS_OPTIONS = {
     "num_return_sequences": 1,
     "use_cache": True,
     "cache_implementation": None,
-    # Guesses are checked from the beginning of the prompt.
+    # Draft tokens are verified from the start of the prompt.
     "prompt_lookup_num_tokens": None,
     "assistant_model": None,
-    # Some releases read a prompt in chunks only from its beginning.
+    # Some releases read a prompt in chunks only from its start.
     "prefill_chunk_size": None,
 }
 
@@ -137,7 +140,7 @@ class ChatSession:
         generation_config: GenerationOptions = None,
         num_patches_list: Sequence[int] | None = None,
     ) -> ScoredAnswer:
-        """Answer the next question, and say how likely each token was; see `InternVLChatModel.chat_with_logprobs`.
+        """Answer the next question, and return how likely each token was; see `InternVLChatModel.chat_with_logprobs`.
 
         Args:
             question: See `chat`.
@@ -187,7 +190,7 @@ class ChatSession:
         generation_config: GenerationOptions = None,
         streamer: BaseStreamer | None = None,
     ) -> str:
-        """Answer the last question again, or another one in its place about the same images.
+        """Answer the last question again, or another one instead about the same images.
 
         Args:
             question: The new question; None means the old one.
@@ -220,7 +223,7 @@ class ChatSession:
         num_patches_list: Sequence[int] | None = None,
         with_end: bool = True,
     ) -> list[ScoredAnswer]:
-        """Say how likely each of several answers to the next question is; history and shown images stay as they are.
+        """Score several answers to the next question; history and shown images stay unchanged.
 
         Args:
             question: See `chat`.
@@ -287,7 +290,7 @@ class ChatSession:
         if pixel_values is None:
             return []
         if isinstance(pixel_values, EncodedImages):
-            return EncodedImages(pixel_values.features, tuple(num_tiles)).split()
+            return replace(pixel_values, num_tiles=tuple(num_tiles)).split()
         return self.model.encode_images(pixel_values, num_tiles).split()
 
     def _ask_next(
@@ -440,6 +443,31 @@ class ChatSession:
             raise ValueError("The session is closed; start another one with start_chat().")
 
 
+def place_in_front(question: str) -> str:
+    """Return a question about an image, which stands in front unless the question says where."""
+    return question if IMAGE_PLACEHOLDER in question else f"{IMAGE_PLACEHOLDER}\n{question}"
+
+
+def checked_turns(history: History | None, question: str) -> list[tuple[str, str]]:
+    """Return (question, answer) pairs with a new one, whose answer is empty.
+
+    Raises:
+        ValueError: If they are not texts.
+    """
+    if not isinstance(question, str):
+        raise ValueError(f"question is {question!r}; expected text.")
+    if not isinstance(history, (list, tuple, type(None))):
+        raise ValueError(f"history is {history!r}; expected a list of pairs of texts (question, answer).")
+    for number, pair in enumerate(history or ()):
+        is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
+        if not is_pair or not all(isinstance(text, str) for text in pair):
+            raise ValueError(
+                f"history[{number}] is {pair!r}; expected a pair of texts (question, answer), "
+                "as chat(..., return_history=True) returns them."
+            )
+    return [*((past, answer) for past, answer in history or ()), (question, "")]
+
+
 class _Turns:
     """Lets one thread at a time work on a session; those that stop a stream go first."""
 
@@ -540,7 +568,7 @@ def _unread_features(pieces: Sequence[Piece], images: Sequence[EncodedImages], k
 
 
 def _extends_a_cache(generation_config: GenerationOptions, defaults: Any) -> bool:
-    """Say whether `generate` with these options extends an ordinary cache by one row."""
+    """Return whether `generate` with these options extends an ordinary cache of one row."""
     options = read_options(generation_config)
     given = options.get("generation_config", defaults)
     values = {name: options.get(name, getattr(given, name, None)) for name in CACHELESS_OPTIONS}

@@ -1,116 +1,25 @@
-"""One answer: a prompt's ids, the call of `generate`, and its tokens as text, at once or while they are generated."""
+"""An answer while it is generated: `generate` in another thread, and its tokens as text that no longer changes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
 from threading import Semaphore
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from .conversation_internvl import History, Piece, PromptEncoder, turns_of_history
+from .answer_internvl import GenerationOptions, read_options
+from .conversation_internvl import PromptEncoder
 from .generation_internvl import training_between_steps
-from .options_internvl import GenerationOptions, answer_options, read_options, seeing_answer_alone
-from .prompt_format_internvl import IMAGE_CONTEXT_TOKEN, prompt_format
+from .prompt_format_internvl import prompt_format
 
 
-# What of a prompt's inputs goes to the device of the embedding.
-PROMPT_NAMES = ("input_ids", "attention_mask")
 # A tokenizer looks at a token's neighbours and no further. Tokens before the last CONTEXT_TOKENS no longer change;
 # beyond WINDOW_TOKENS, the first ones are decoded for the last time.
 WINDOW_TOKENS, CONTEXT_TOKENS = 32, 8
-
-
-class Answerer:
-    """A model with its tokenizer, prompt format and system message: prompts in, answers out.
-
-    It keeps nothing of a conversation.
-
-    Args:
-        model: The model.
-        tokenizer: The checkpoint's tokenizer.
-        system: System message; None means the model's.
-        encoder: A `PromptEncoder` of the tokenizer that is there already.
-
-    Raises:
-        ValueError: If the system message is not text, or the model's template is unknown.
-        TypeError: If it is not a tokenizer.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        system: str | None = None,
-        encoder: PromptEncoder | None = None,
-    ) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.style = prompt_format(model.config.template)
-        self.system = model.system_message if system is None else system
-        if not isinstance(self.system, str):
-            raise ValueError(f"system is {self.system!r}; expected text.")
-        self.encoder = PromptEncoder(tokenizer) if encoder is None else encoder
-
-    @property
-    def image_token_id(self) -> int:
-        """Id of the tokenizer's image token."""
-        return self.tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT_TOKEN)
-
-    def prompt(self, turns: History, num_tiles: Sequence[int], tile_tokens: int) -> list[Piece]:
-        """Encode a conversation.
-
-        Args:
-            turns: (question, answer) pairs, the last of which awaits its answer.
-            num_tiles: Tiles of each image; without any, `<image>` is text.
-            tile_tokens: Image tokens of one tile.
-
-        Returns:
-            The pieces of the prompt.
-
-        Raises:
-            ValueError: See `PromptEncoder.encode`.
-        """
-        (*history, (question, _)) = turns
-        items = turns_of_history(history, question, has_images=bool(num_tiles))
-        return self.encoder.encode(self.style, items, num_tiles, tile_tokens, system=self.system)
-
-    def generate(self, inputs: Mapping[str, Any], generation_config: GenerationOptions, **arguments: Any) -> Any:
-        """Generate from prompts.
-
-        Args:
-            inputs: `input_ids` and `attention_mask` `(batch, seq)`, images and a cache, as `generate` takes them.
-            generation_config: What the caller wants.
-            **arguments: Further arguments of `generate`, which take precedence.
-
-        Returns:
-            What `generate` returns, with sequences of new tokens alone.
-        """
-        options = answer_options(
-            generation_config, self.model.generation_config, self.tokenizer, self.style.stop, **arguments
-        )
-        length, device = inputs["input_ids"].shape[1], self.model.device
-        output = self.model.generate(
-            **{name: part.to(device) if name in PROMPT_NAMES else part for name, part in inputs.items()},
-            image_token_id=self.image_token_id,
-            **seeing_answer_alone(options, self.tokenizer, length),
-        )
-        if isinstance(output, torch.Tensor):
-            return output[:, length:]
-        output.sequences = output.sequences[:, length:]
-        return output
-
-    def text(self, token_ids: Sequence[int]) -> str:
-        """Decode an answer."""
-        return self.encoder.decode(token_ids, self.style.stop, self.style.answer_header).strip()
-
-
-def id_rows(rows: Sequence[Sequence[int]]) -> torch.LongTensor:
-    """Return rows of ids of one length as a tensor `(rows, seq)`; NumPy reads lists ten times as fast as PyTorch."""
-    return torch.from_numpy(np.array(rows, dtype=np.int64))
 
 
 class AnswerStream(BaseStreamer):
@@ -150,7 +59,7 @@ class AnswerStream(BaseStreamer):
         if self.token_ids is None:
             self.token_ids = []
             return
-        self.token_ids += value.flatten().tolist()
+        self.token_ids += value.flatten().tolist()  # (1,) or (1, tokens) of one sequence
         if self._skip_header() or self.is_stopped:
             return
         text = self._text()

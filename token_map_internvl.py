@@ -113,7 +113,7 @@ class ImageTokenMap:
             )
         weights = weights[..., list(self.positions)]  # (..., tiles * side²)
         maps = weights.reshape(*weights.shape[:-1], self.plan.num_tiles, self.side, self.side)
-        return maps.transpose(-1, -2) if self.transposed else maps
+        return maps.transpose(-1, -2) if self.transposed else maps  # (…, tiles, side, side)
 
     def heat_map(self, weights: torch.Tensor) -> torch.Tensor:
         """Fold the weights of a prompt back to the picture.

@@ -96,6 +96,27 @@ def test_images_stand_where_they_are_said_to(collate):
     assert others[-1] == before, "rows stay as they are"
 
 
+def test_cells_of_parquet_files(collate):
+    """Columns of images as `datasets` stores them, and None where a row or a message has none."""
+    data = io.BytesIO()
+    RED.save(data, "PNG")
+    cell, question = {"bytes": data.getvalue(), "path": None}, turn("What is it?", "red")
+    expected = collate([{"messages": question, "images": [RED]}])
+    items = [{"type": "image", "image": cell, "text": None}, {"type": "text", "text": "What is it?", "image": None}]
+    rows = [
+        {"messages": question, "images": [cell], "videos": None},
+        {"messages": question, "image": cell},
+        {"messages": question, "images": cell},
+        {"messages": question, "images": np.asarray(RED)},
+        {"messages": question, "images": (cell, None)},
+        {"messages": turn(items, "red"), "images": None},
+    ]
+    for row in rows:
+        batch = collate([row])
+        for name, value in expected.items():
+            assert torch.equal(batch[name], value), name
+
+
 def test_batch_is_padded_on_the_right(processor, collate):
     rows = [{"messages": turn("Hello", "Hi")}, {"messages": turn("What colour is it?", "red"), "image": RED}]
     batch = collate(rows)

@@ -215,7 +215,7 @@ def test_shifted_labels(model):
         assert torch.equal(model(input_ids=ids, shift_labels=shifted).loss, expected)
         assert torch.equal(model(input_ids=ids, labels=ids, shift_labels=shifted).loss, expected)
         assert torch.equal(model(input_ids=ids, shift_labels=shifted, skip_logits=True).loss, expected)
-    with pytest.raises(ValueError, match="labels and shift_labels say different things"):
+    with pytest.raises(ValueError, match="labels and shift_labels contradict each other"):
         model(input_ids=ids, labels=ids, shift_labels=shifted + 1)
 
 

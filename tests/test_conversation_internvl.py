@@ -4,8 +4,11 @@ import json
 import logging
 import random
 import shutil
+from types import SimpleNamespace
 
 import pytest
+import torch
+from internvl_chat.chat_internvl import ChatMixin
 from internvl_chat.collator_internvl import ConversationCollator
 from internvl_chat.conversation_internvl import (
     CUT,
@@ -18,12 +21,13 @@ from internvl_chat.conversation_internvl import (
     prepare_conversation,
     turns_of_history,
 )
+from internvl_chat.image_features_internvl import EncodedImages
 from internvl_chat.image_processing_internvl import InternVLImageProcessor
 from internvl_chat.processing_internvl import InternVLProcessor
 from internvl_chat.prompt_format_internvl import CONTROL_TOKENS, PROMPT_FORMATS, Turn, prompt_format
 from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer
 from PIL import Image
-from transformers import AddedToken, AutoProcessor
+from transformers import AddedToken, AutoProcessor, GenerationConfig
 
 
 # Where the package answers differently on purpose (README, "Differences from the official code").
@@ -94,14 +98,54 @@ def random_conversation(draw):
     return messages, pairs, num_images
 
 
+class Echo(ChatMixin):
+    """A model that notes the ids it is asked with, and answers with one of them; each tile is one image token."""
+
+    def __init__(self, style):
+        self.config = SimpleNamespace(template=style.name, llm_config=SimpleNamespace(layer_types=[]))
+        self.system_message, self.device, self.generation_config = style.system_message, "cpu", GenerationConfig()
+        self.asked = []
+
+    def generate(self, input_ids, **kwargs):
+        self.asked += input_ids.tolist()
+        return torch.cat([input_ids, input_ids[:, :1]], dim=1)
+
+    def num_image_tokens_of(self, height, width):
+        return 1
+
+    def encode_images(self, pixel_values, num_tiles):
+        return EncodedImages(torch.zeros(len(pixel_values), 1, 4), tuple(num_tiles))
+
+
+def ids_of_session(model, tokenizer, history, question, num_images):
+    """The ids of a question to a session whose history these turns are, with three tiles an image."""
+    # Another cache than a session's own, which this model does not fill.
+    session = model.start_chat(tokenizer, generation_config={"use_cache": False})
+    images = (
+        model.encode_images(torch.zeros(3 * num_images, 3, 28, 28), [3] * num_images).split() if num_images else []
+    )
+    asked = question.count("<image>") if num_images else 0
+    session.history[:], session.images[:] = history, images[: len(images) - asked]
+    for image in images[len(images) - asked :]:
+        session.show(image)
+    session.chat(question)
+    return model.asked.pop()
+
+
+def ids_of_chat(model, tokenizer, history, question, num_images):
+    tiles = torch.zeros(3 * num_images, 3, 28, 28) if num_images else None
+    model.chat(tokenizer, tiles, question, history=history, num_patches_list=[3] * num_images if num_images else None)
+    return model.asked.pop()
+
+
 @pytest.mark.parametrize("template", PROMPT_FORMATS)
 def test_every_route_gives_the_same_ids(template, tokenizer_of):
-    """Whatever is typed, however it is cut: chat, processor and collator; and no control token but the format's."""
+    """Whatever is typed, however it is cut; and no control token is there but the format's own."""
     tokenizer = tokenizer_of(template)
     tokenizer.add_tokens(["<seg>"])
     style, processor = prompt_format(template), of_format(template, tokenizer)
     collate, draw = ConversationCollator(processor), random.Random(template)
-    encoder = PromptEncoder(tokenizer)
+    encoder, model = PromptEncoder(tokenizer), Echo(style)
     control = {tokenizer.convert_tokens_to_ids(token) for token in encoder.control_tokens}
     for _ in range(60):
         messages, pairs, num_images = random_conversation(draw)
@@ -112,6 +156,8 @@ def test_every_route_gives_the_same_ids(template, tokenizer_of):
             messages[:-1], tokenize=True, return_dict=True, add_generation_prompt=True
         )
         assert list(made["input_ids"][0]) == ids
+        assert ids_of_chat(model, tokenizer, past, question, num_images) == ids
+        assert ids_of_session(model, tokenizer, past, question, num_images) == ids
         learned = collate.encode({"messages": messages})
         answers = [index for index, label in enumerate(learned["labels"].tolist()) if label != -100]
         start = answers[0] if not past else None

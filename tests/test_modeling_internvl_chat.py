@@ -253,7 +253,7 @@ def test_encoded_images_are_pixel_values(model):
         model.encode_images(tiles(3), 3)
     with pytest.raises(ValueError, match="pixel_values is str; expected a tensor"):
         model.encode_images("picture.png")
-    with pytest.raises(ValueError, match="There are no pictures to encode"):
+    with pytest.raises(ValueError, match="There are no images to encode"):
         model.encode_images(None)
     with pytest.raises(ValueError, match="holds NaN or infinite"):
         model.encode_images(torch.full_like(tiles(1), float("nan")))

@@ -1,6 +1,7 @@
 """Transformers' own doors, on the embedded checkpoint: its pipeline, and batches that answer as one by one."""
 
 import base64
+import random
 from pathlib import Path
 from threading import Thread
 
@@ -39,6 +40,51 @@ def test_a_chat(pipe):
     assert full["generated_text"] == [*messages, {"role": "assistant", "content": "red"}]
     (new,) = pipe(text=messages, max_new_tokens=8, return_full_text=False)
     assert new["generated_text"] == "red"
+
+
+TYPED = (
+    "What is it?",
+    "图中有什么？",
+    "<|im_end|>",
+    "<|im_",
+    "end|>",
+    "<img>",
+    "<ref>",
+    " ",
+    "\n",
+    "1 < 2",
+    "[UNUSED_TOKEN_1]",
+)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pipeline_and_demo_ask_with_the_ids_of_chat(pipe, monkeypatch, seed):
+    """Whatever is typed; the demo's images are named where there are several."""
+    from examples.demo.conversation import Conversation  # noqa: PLC0415
+
+    model, processor, dice, asked = pipe.model, pipe.processor, random.Random(seed), []
+
+    def generate(input_ids, streamer=None, **kwargs):
+        asked.append(input_ids[0].tolist())
+        for value in (input_ids, input_ids[:, :1]) if streamer is not None else ():
+            streamer.put(value)
+        if streamer is not None:
+            streamer.end()
+        return torch.cat([input_ids, input_ids[:, :1]], dim=1)
+
+    monkeypatch.setattr(model, "generate", generate)
+    paths = [SHAPES, SIGN][: dice.randint(1, 2)]
+    images = processor.image_processor(paths, resolution="auto")
+    said = {"num_patches_list": images["num_patches"].tolist()}
+    typed = ["".join(dice.choices(TYPED, k=dice.randint(1, 4))) for _ in range(3)]
+    items = [part for path in paths for part in (item(path, "path"),)]
+    pipe(text=[ask(*items, *typed[:2])], max_new_tokens=1)
+    model.chat(processor.tokenizer, images["pixel_values"], "<image>\n" * len(paths) + typed[0] + typed[1], **said)
+    assert asked[0] == asked[1]
+    list(Conversation(model, processor, paths).ask(typed[2]))
+    names = "".join(f"Image-{number}: <image>\n" for number in (1, 2)) if len(paths) > 1 else "<image>\n"
+    model.chat(processor.tokenizer, images["pixel_values"], names + typed[2], **said)
+    assert asked[2] == asked[3]
 
 
 def test_further_turns_and_a_begun_answer(pipe):

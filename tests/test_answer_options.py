@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from internvl_chat.options_internvl import answer_options, read_options, seeing_answer_alone
+from internvl_chat.answer_internvl import answer_options, read_options, seeing_answer_alone
 from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor, StoppingCriteria
 
 

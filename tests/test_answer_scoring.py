@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from internvl_chat.answer_internvl import ScoredAnswer
 from internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl_chat.conversation_internvl import PromptEncoder, decode_answer, encode_conversation, turns_of_history
 from internvl_chat.image_processing_internvl import InternVLImageProcessor
 from internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl_chat.processing_internvl import InternVLProcessor
 from internvl_chat.prompt_format_internvl import prompt_format
-from internvl_chat.scoring_internvl import ScoredAnswer
 from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer
 from PIL import Image
 
