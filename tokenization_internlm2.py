@@ -5,6 +5,7 @@ It answers with the ids and the text of the official slow tokenizer, id by id an
 tokens typed by a user: conversations are built elsewhere.
 """
 
+import json
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,24 @@ class InternLM2TokenizerMixin:
         tokens = self.convert_ids_to_tokens([token_ids] if isinstance(token_ids, int) else token_ids)
         skipped = self._special_tokens() if skip_special_tokens else set()
         return [token for token in tokens if token not in skipped]
+
+    def _save_pretrained(
+        self,
+        save_directory: str,
+        file_names: tuple[str, ...],
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+    ) -> tuple[str, ...]:
+        """Write the files of the vocabulary, and into tokenizer_config.json what some releases leave out of it."""
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        settings_file = Path(save_directory) / f"{prefix}tokenizer_config.json"
+        settings = json.loads(settings_file.read_text("utf-8"))
+        settings["added_tokens_decoder"] = {
+            str(index): token.__getstate__() for index, token in self.added_tokens_decoder.items()
+        }
+        settings |= {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
+        settings_file.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+        return super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None

@@ -86,8 +86,10 @@ class InternLM2TokenizerFast(InternLM2TokenizerMixin, PreTrainedTokenizerFast):
         bos_token: Token put in front of every sequence if `add_bos_token`.
         eos_token: Token put behind every sequence if `add_eos_token`.
         pad_token: Token that fills up a batch.
-        add_bos_token: Whether `add_special_tokens=True` puts `bos_token` in front.
-        add_eos_token: Whether `add_special_tokens=True` puts `eos_token` behind.
+        add_bos_token: Whether `add_special_tokens=True` puts `bos_token` in front; None for what `tokenizer.json`
+            does, and True without it.
+        add_eos_token: Whether `add_special_tokens=True` puts `eos_token` behind; None for what `tokenizer.json` does,
+            and False without it.
         **kwargs: What every tokenizer of Transformers takes.
     """
 
@@ -104,8 +106,8 @@ class InternLM2TokenizerFast(InternLM2TokenizerMixin, PreTrainedTokenizerFast):
         bos_token: str | AddedToken = "<s>",
         eos_token: str | AddedToken = "</s>",
         pad_token: str | AddedToken = "</s>",
-        add_bos_token: bool = True,
-        add_eos_token: bool = False,
+        add_bos_token: bool | None = None,
+        add_eos_token: bool | None = None,
         **kwargs,
     ) -> None:
         roles = (unk_token, bos_token, eos_token, pad_token)
@@ -114,8 +116,8 @@ class InternLM2TokenizerFast(InternLM2TokenizerMixin, PreTrainedTokenizerFast):
         if tokenizer_file is None or not Path(tokenizer_file).is_file():
             tokenizer_file = None
             kwargs["tokenizer_object"] = fast_backend(vocab_file, kwargs.get("added_tokens_decoder", {}))
+            add_bos_token = add_bos_token is not False
         self.vocab_file = vocab_file
-        self._add_bos_token, self._add_eos_token = add_bos_token, add_eos_token
         super().__init__(
             vocab_file=vocab_file,
             tokenizer_file=tokenizer_file,
@@ -123,10 +125,11 @@ class InternLM2TokenizerFast(InternLM2TokenizerMixin, PreTrainedTokenizerFast):
             bos_token=bos_token,
             eos_token=eos_token,
             pad_token=pad_token,
-            add_bos_token=add_bos_token,
-            add_eos_token=add_eos_token,
             **kwargs,
         )
+        around = self._tokenizer.encode("").ids
+        self._add_bos_token = self.bos_token_id in around if add_bos_token is None else add_bos_token
+        self._add_eos_token = self.eos_token_id in around if add_eos_token is None else add_eos_token
         self.update_post_processor()
 
     @classmethod
@@ -158,7 +161,7 @@ class InternLM2TokenizerFast(InternLM2TokenizerMixin, PreTrainedTokenizerFast):
     @property
     def add_bos_token(self) -> bool:
         """Whether `bos_token` is put in front."""
-        return self._add_bos_token
+        return getattr(self, "_add_bos_token", False)  # the base class asks before it is known
 
     @add_bos_token.setter
     def add_bos_token(self, value: bool) -> None:
@@ -168,7 +171,7 @@ class InternLM2TokenizerFast(InternLM2TokenizerMixin, PreTrainedTokenizerFast):
     @property
     def add_eos_token(self) -> bool:
         """Whether `eos_token` is put behind."""
-        return self._add_eos_token
+        return getattr(self, "_add_eos_token", False)
 
     @add_eos_token.setter
     def add_eos_token(self, value: bool) -> None:

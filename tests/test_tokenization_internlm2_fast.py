@@ -284,6 +284,19 @@ def test_auto_tokenizer_loads_and_saves_it(small_checkpoint, slow, tmp_path):
     assert saved_model == (small_checkpoint / "tokenizer.model").read_bytes()
 
 
+@pytest.mark.parametrize("kind", [InternLM2Tokenizer, InternLM2TokenizerFast])
+def test_saved_settings(small_checkpoint, tmp_path, kind):
+    """Some releases save neither the added tokens by id, which engines read, nor whether <s> and </s> are added."""
+    kind.from_pretrained(small_checkpoint, add_bos_token=False, add_eos_token=True).save_pretrained(tmp_path / "saved")
+    settings = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text("utf-8"))
+    given = json.loads((small_checkpoint / "tokenizer_config.json").read_text("utf-8"))["added_tokens_decoder"]
+    saved = {index: token["content"] for index, token in settings["added_tokens_decoder"].items()}
+    assert saved == {index: token["content"] for index, token in given.items()}
+    again = kind.from_pretrained(tmp_path / "saved")
+    assert again("the")["input_ids"] == [*again("the", add_special_tokens=False)["input_ids"], 2]
+    assert (again.add_bos_token, again.add_eos_token) == (False, True)
+
+
 def test_unknown_backend(small_checkpoint):
     with pytest.raises(ValueError, match="backend is 'slow'; expected 'tokenizers' .default. or 'sentencepiece'"):
         InternLM2TokenizerFast.from_pretrained(small_checkpoint, backend="slow")
