@@ -212,7 +212,14 @@ class InternLM2TokenizerMixin:
         return {*self.all_special_tokens, *(token.content for token in added if token.special)}
 
     def _kept_tokens(self, token_ids: int | list[int], skip_special_tokens: bool) -> list[str]:
-        tokens = self.convert_ids_to_tokens([token_ids] if isinstance(token_ids, int) else token_ids)
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        added = self.added_tokens_decoder
+        if unknown := [index for index in ids if not (0 <= index < self.vocab_size or index in added)]:
+            raise ValueError(
+                f"The id {unknown[0]} is not in the vocabulary of {len(self)} tokens. Leave out what is not a token, "
+                "such as the -100 of labels."
+            )
+        tokens = self.convert_ids_to_tokens(ids)
         skipped = self._special_tokens() if skip_special_tokens else set()
         return [token for token in tokens if token not in skipped]
 

@@ -27,6 +27,8 @@ logger = logging.get_logger(__name__)
 VOCAB_FILES_NAMES = {"vocab_file": "tokenizer.model", "tokenizer_file": "tokenizer.json"}
 SPACE = "▁"  # SentencePiece's own writing of a blank
 BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
+# Texts that other kinds of tokenizer.json encode otherwise: blanks, bytes, merges of several scripts.
+PROBES = ("The  cat's 1234 bones,", " \n\t\r\n▁x", "你好，世界 龘", "🐼é <0x0A>", "internationalization")
 
 
 def fast_backend(vocab_file: str | None, added_tokens: dict[int, AddedToken]) -> Tokenizer:
@@ -76,11 +78,46 @@ def fast_backend(vocab_file: str | None, added_tokens: dict[int, AddedToken]) ->
     return backend
 
 
+def disagreement(backend: Tokenizer, vocab_file: str | None, added_tokens: dict[int, AddedToken]) -> str:
+    """Find out where `tokenizer.json` differs from the files beside it.
+
+    Args:
+        backend: What `tokenizer.json` holds.
+        vocab_file: Path of the SentencePiece model, None where there is none.
+        added_tokens: Added tokens by id, which tokenizer_config.json lists.
+
+    Returns:
+        The first difference as a sentence; empty if there is none.
+
+    Raises:
+        ValueError: If the SentencePiece model is not one.
+    """
+    for index, token in added_tokens.items():
+        if (found := backend.token_to_id(str(token))) != index:
+            return f"the token {str(token)!r} has the id {found} there and {index} in tokenizer_config.json"
+    if vocab_file is None or not Path(vocab_file).is_file():
+        return ""
+    model, renamed = load_sentencepiece(vocab_file), backend.get_added_tokens_decoder()
+    pieces = enumerate(model.id_to_piece(list(range(model.get_piece_size()))))
+    expected = {piece: index for index, piece in pieces if index not in renamed}
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    if not expected.items() <= vocabulary.items():
+        piece, index = next(item for item in expected.items() if vocabulary.get(item[0]) != item[1])
+        return f"the piece {piece!r} has the id {vocabulary.get(piece)} there and {index} in tokenizer.model"
+    # An added token may hide what the model does.
+    texts = (text for text in PROBES if not any(str(token) in text for token in renamed.values()))
+    for text in texts:
+        if backend.encode(text, add_special_tokens=False).ids != model.encode(text):
+            return f"the text {text!r} has other ids there than in tokenizer.model"
+    return ""
+
+
 class InternLM2TokenizerFast(InternLM2TokenizerMixin, PreTrainedTokenizerFast):
     """`InternLM2Tokenizer` on the `tokenizers` library, from `tokenizer.json` or else from `tokenizer.model`.
 
     Args:
-        vocab_file: Path of the SentencePiece model; read only where there is no `tokenizer_file`.
+        vocab_file: Path of the SentencePiece model, from which the tokenizer is made where there is no
+            `tokenizer_file`, and which must agree with it.
         tokenizer_file: Path of `tokenizer.json`.
         unk_token: Token for what the model cannot spell.
         bos_token: Token put in front of every sequence if `add_bos_token`.
@@ -91,6 +128,9 @@ class InternLM2TokenizerFast(InternLM2TokenizerMixin, PreTrainedTokenizerFast):
         add_eos_token: Whether `add_special_tokens=True` puts `eos_token` behind; None for what `tokenizer.json` does,
             and False without it.
         **kwargs: What every tokenizer of Transformers takes.
+
+    Raises:
+        ValueError: If a file is unusable, or the files and the added tokens do not belong together.
     """
 
     vocab_files_names = VOCAB_FILES_NAMES
@@ -113,32 +153,52 @@ class InternLM2TokenizerFast(InternLM2TokenizerMixin, PreTrainedTokenizerFast):
         roles = (unk_token, bos_token, eos_token, pad_token)
         kwargs["additional_special_tokens"] = pop_special_tokens(kwargs, without=[str(token) for token in roles])
         kwargs.pop("__slow_tokenizer", None)  # Transformers 4 makes one to convert it
-        if tokenizer_file is None or not Path(tokenizer_file).is_file():
+        added_tokens = kwargs.get("added_tokens_decoder", {})
+        if "tokenizer_object" in kwargs:  # train_new_from_iterator made another vocabulary
+            vocab_file = tokenizer_file = None
+        elif tokenizer_file is None or not Path(tokenizer_file).is_file():
             tokenizer_file = None
-            kwargs["tokenizer_object"] = fast_backend(vocab_file, kwargs.get("added_tokens_decoder", {}))
+            kwargs["tokenizer_object"] = fast_backend(vocab_file, added_tokens)
             add_bos_token = add_bos_token is not False
         self.vocab_file = vocab_file
-        super().__init__(
-            vocab_file=vocab_file,
-            tokenizer_file=tokenizer_file,
-            unk_token=unk_token,
-            bos_token=bos_token,
-            eos_token=eos_token,
-            pad_token=pad_token,
-            **kwargs,
-        )
+        try:
+            super().__init__(
+                vocab_file=vocab_file,
+                tokenizer_file=tokenizer_file,
+                unk_token=unk_token,
+                bos_token=bos_token,
+                eos_token=eos_token,
+                pad_token=pad_token,
+                **kwargs,
+            )
+        except Exception as error:
+            if tokenizer_file is None or type(error) is not Exception:  # tokenizers has no class of its own
+                raise
+            raise ValueError(
+                f"{tokenizer_file} ({Path(tokenizer_file).stat().st_size} bytes) is not a tokenizer.json: {error}. A "
+                "file of some hundred bytes is a Git LFS pointer: download it again, or delete it, to make the fast "
+                "tokenizer from tokenizer.model."
+            ) from error
+        if tokenizer_file and (difference := disagreement(self._tokenizer, vocab_file, added_tokens)):
+            raise ValueError(
+                f"{tokenizer_file} does not belong to the files beside it: {difference}. Delete what is wrong; "
+                "`python -m examples.fast_tokenizer FOLDER` makes tokenizer.json from the others."
+            )
         around = self._tokenizer.encode("").ids
         self._add_bos_token = self.bos_token_id in around if add_bos_token is None else add_bos_token
         self._add_eos_token = self.eos_token_id in around if add_eos_token is None else add_eos_token
         self.update_post_processor()
 
     @classmethod
-    def from_pretrained(cls, *args, backend: str | None = None, **kwargs) -> InternLM2TokenizerMixin:
+    def from_pretrained(
+        cls, *args, backend: str | None = None, use_fast: bool = True, **kwargs
+    ) -> InternLM2TokenizerMixin:
         """Load the tokenizer of a checkpoint; see the slow tokenizer.
 
         Args:
             *args: The folder or Hub repository.
-            backend: "sentencepiece" for the slow tokenizer, where `AutoTokenizer` has no `use_fast` (Transformers 5).
+            backend: "sentencepiece" for the slow tokenizer; in Transformers 5, `AutoTokenizer` ignores `use_fast`.
+            use_fast: False for the slow tokenizer.
             **kwargs: Options of the base class, and arguments of the constructor.
 
         Returns:
@@ -149,7 +209,7 @@ class InternLM2TokenizerFast(InternLM2TokenizerMixin, PreTrainedTokenizerFast):
         """
         if backend not in (None, "tokenizers", "sentencepiece"):
             raise ValueError(f"backend is {backend!r}; expected 'tokenizers' (default) or 'sentencepiece'.")
-        if backend == "sentencepiece":
+        if backend == "sentencepiece" or not use_fast:
             return cls.slow_tokenizer_class.from_pretrained(*args, **kwargs)
         return super().from_pretrained(*args, **kwargs)
 

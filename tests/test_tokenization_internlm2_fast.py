@@ -2,9 +2,11 @@
 
 import copy
 import json
+import multiprocessing
 import pickle
 import random
 import shutil
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -260,6 +262,48 @@ def test_copies_answer_alike(fast, duplicate):
     assert duplicate(fast).decode(fast(TEXT)["input_ids"]) == "<s>" + TEXT
 
 
+def test_threads(slow, fast):
+    """Threads may share it, as a server's do, as long as all of them pad and truncate alike."""
+    rng = random.Random(3)
+    texts = [random_text(rng, slow).translate({0: None}).replace("[UNUSED", "[") for _ in range(200)]
+    expected = [fast(text)["input_ids"] for text in texts]
+    decoded = [fast.decode(ids) for ids in expected]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda text: fast(text)["input_ids"], texts))
+        assert list(pool.map(fast.decode, found)) == decoded
+    assert found == expected
+
+
+def test_another_process(small_checkpoint):
+    """Added tokens and settings go along."""
+    tokenizer = AutoTokenizer.from_pretrained(small_checkpoint, trust_remote_code=True)
+    tokenizer.add_tokens(["<seg>"])
+    tokenizer.add_bos_token, tokenizer.add_eos_token = False, True
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        ids = pool.submit(tokenizer.encode, "the<seg>").result(timeout=120)
+    assert ids == tokenizer.encode("the<seg>")
+    assert ids[1:] == [len(tokenizer) - 1, 2]
+
+
+def test_training_another_vocabulary(fast, tmp_path):
+    """Not the files that the old one was loaded from."""
+    new = fast.train_new_from_iterator(["zebra zoo"] * 9, 400)
+    assert new.tokenize("zebra") != fast.tokenize("zebra")
+    assert "<|im_end|>" in new.all_special_tokens
+    new.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new" / "tokenizer.model").exists()
+    again = InternLM2TokenizerFast.from_pretrained(tmp_path / "new")
+    assert again("zebra<|im_end|>")["input_ids"] == new("zebra<|im_end|>")["input_ids"]
+
+
+@pytest.mark.parametrize("index", [-100, 10**6])
+def test_what_is_not_an_id(slow, fast, index):
+    for tokenizer in (slow, fast):
+        message = f"The id {index} is not in the vocabulary of {len(tokenizer)} tokens. Leave out .* the -100 of lab"
+        with pytest.raises(ValueError, match=message):
+            tokenizer.decode([1, index])
+
+
 # Loading and saving.
 
 
@@ -295,6 +339,76 @@ def test_saved_settings(small_checkpoint, tmp_path, kind):
     again = kind.from_pretrained(tmp_path / "saved")
     assert again("the")["input_ids"] == [*again("the", add_special_tokens=False)["input_ids"], 2]
     assert (again.add_bos_token, again.add_eos_token) == (False, True)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["this package's", "published"])
+def test_published_folder(goldens, tmp_path, named):
+    """It has no tokenizer.json, and its own tokenizer_config.json names the slow tokenizer alone."""
+    folder = tokenizer_folder(tmp_path, goldens / "tokenizer" / "tokenizer.model")
+    if not named:
+        shutil.copy(goldens / "tokenizer" / "tokenizer_config.json", folder)
+    default, reference = (
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=True, **options)
+        for options in ({}, {"backend": "sentencepiece"})
+    )
+    converted = InternLM2TokenizerFast.from_pretrained(folder)
+    assert [tokenizer.is_fast for tokenizer in (default, reference, converted)] == [named, False, True]
+    for tokenizer in (default, converted):
+        assert tokenizer(TEXT)["input_ids"] == reference(TEXT)["input_ids"]
+        assert len(tokenizer) == 92553
+
+
+@pytest.mark.parametrize("options", [{"use_fast": False}, {"backend": "sentencepiece"}])
+def test_the_slow_one_on_request(small_checkpoint, options):
+    assert type(InternLM2TokenizerFast.from_pretrained(small_checkpoint, **options)) is InternLM2Tokenizer
+
+
+def swap_two_pieces(saved):
+    vocabulary = saved["model"]["vocab"]
+    vocabulary["the"], vocabulary["▁cat"] = vocabulary["▁cat"], vocabulary["the"]
+
+
+def rename_a_token(saved):
+    saved["added_tokens"][-1]["content"] = "<IMG>"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (swap_two_pieces, "the piece '(the|▁cat)' has the id [0-9]+ there and [0-9]+ in tokenizer.model"),
+        (rename_a_token, "the token '<IMG_CONTEXT>' has the id [0-9]+ there and [0-9]+ in tokenizer_config.json"),
+        (lambda saved: saved["model"]["merges"].clear(), "the text .* has other ids there than in tokenizer.model"),
+        (lambda saved: saved.update(normalizer=None), "the text .* has other ids there than in tokenizer.model"),
+    ],
+    ids=["pieces", "token", "merges", "normalizer"],
+)
+def test_files_that_disagree(small_checkpoint, tmp_path, change, message):
+    folder = shutil.copytree(small_checkpoint, tmp_path / "folder")
+    file = write_fast_tokenizer(folder)
+    saved = json.loads(file.read_text("utf-8"))
+    change(saved)
+    file.write_text(json.dumps(saved), "utf-8")
+    with pytest.raises(ValueError, match=f"does not belong to the files beside it: {message}. Delete what is wrong;"):
+        InternLM2TokenizerFast.from_pretrained(folder)
+    assert InternLM2Tokenizer.from_pretrained(folder)("the")["input_ids"]
+
+
+@pytest.mark.parametrize("content", ["version https://git-lfs.github.com/spec/v1", "{}", '{"version": "1.0", "trunc'])
+def test_unusable_file_is_named(small_checkpoint, tmp_path, content):
+    folder = shutil.copytree(small_checkpoint, tmp_path / "folder")
+    (folder / "tokenizer.json").write_text(content)
+    message = rf"\({len(content)} bytes\) is not a tokenizer.json: .*Git LFS pointer: download it again, or delete it"
+    with pytest.raises(ValueError, match=message):
+        InternLM2TokenizerFast.from_pretrained(folder)
+
+
+def test_tokens_that_hide_a_probe(small_checkpoint, tmp_path):
+    """A developer's token may be any word, a blank among them."""
+    fast = InternLM2TokenizerFast.from_pretrained(small_checkpoint)
+    fast.add_tokens(["cat", "  ", "你"])
+    fast.save_pretrained(tmp_path / "saved")
+    again = InternLM2TokenizerFast.from_pretrained(tmp_path / "saved")
+    assert again("the cat  你")["input_ids"] == fast("the cat  你")["input_ids"]
 
 
 def test_unknown_backend(small_checkpoint):
