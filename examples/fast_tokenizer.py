@@ -24,8 +24,8 @@ def write_fast_tokenizer(folder: Path) -> Path:
         ValueError: If there is no tokenizer.model, or it is not one.
     """
     target, settings_file = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    target.unlink(missing_ok=True)  # it would be read in place of tokenizer.model
-    tokenizer = get_class_from_dynamic_module(TOKENIZERS[1], str(PACKAGE)).from_pretrained(folder)
+    tokenizer_class = get_class_from_dynamic_module(TOKENIZERS[1], str(PACKAGE))
+    tokenizer = tokenizer_class.from_pretrained(folder, tokenizer_file="")  # not an older tokenizer.json
     tokenizer.backend_tokenizer.save(str(target))
     settings = json.loads(settings_file.read_text("utf-8"))
     settings.setdefault("auto_map", {})["AutoTokenizer"] = list(TOKENIZERS)

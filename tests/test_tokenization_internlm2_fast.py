@@ -5,7 +5,10 @@ import json
 import multiprocessing
 import pickle
 import random
+import re
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -164,6 +167,7 @@ def test_text_of_a_renamed_piece_stays_text(slow, fast):
 def test_decoding_adds_and_tidies_nothing(fast, text):
     ids = fast(text)["input_ids"]
     assert fast.decode(ids) == "<s>" + text.replace("▁", " ")
+    assert fast(fast.decode(ids), add_special_tokens=False)["input_ids"] == ids
     assert fast.batch_decode([ids, []]) == ["<s>" + text.replace("▁", " "), ""]
 
 
@@ -443,6 +447,10 @@ def test_command_makes_the_file_again(small_checkpoint, tmp_path):
     assert write_fast_tokenizer(folder).read_bytes() == first
     named = json.loads(config_file.read_text("utf-8"))["auto_map"]["AutoTokenizer"]
     assert named[1] == "tokenization_internlm2_fast.InternLM2TokenizerFast"
+    (folder / "tokenizer.model").write_text("no model")
+    with pytest.raises(ValueError, match="is not a SentencePiece model"):
+        write_fast_tokenizer(folder)
+    assert (folder / "tokenizer.json").read_bytes() == first
 
 
 def test_tiny_has_its_own(tmp_path):
@@ -483,3 +491,18 @@ def test_chat_template_marks_answers(fast):
         messages, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
     )
     assert encoded["assistant_masks"] == [0, 1, 1]
+
+
+def test_the_page(tiny_folder, tmp_path):
+    """The blocks of docs/tokenizer.md run in order, on a folder as it is published."""
+    page = (ROOT / "docs" / "tokenizer.md").read_text("utf-8")
+    folder = shutil.copytree(tiny_folder, tmp_path / "folder", ignore=shutil.ignore_patterns("tokenizer.json"))
+    kinds = re.findall(r"```(\w+)\n", page)
+    loading, making, training = re.findall(r"```\w+\n(.*?)```", page, flags=re.DOTALL)
+    assert (kinds, making) == (["python", "bash", "python"], "python -m examples.fast_tokenizer InternVL-Chat-V1-5\n")
+    names = {}
+    exec(loading.replace('"InternVL-Chat-V1-5"', repr(str(folder))), names)
+    assert (names["fast"].is_fast, names["slow"].is_fast) == (True, False)
+    subprocess.run([sys.executable, *making.split()[1:-1], str(folder)], cwd=ROOT, check=True)
+    assert (folder / "tokenizer.json").is_file()
+    exec(training, names)
