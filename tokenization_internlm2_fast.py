@@ -97,7 +97,11 @@ def disagreement(backend: Tokenizer, vocab_file: str | None, added_tokens: dict[
             return f"the token {str(token)!r} has the id {found} there and {index} in tokenizer_config.json"
     if vocab_file is None or not Path(vocab_file).is_file():
         return ""
-    model, renamed = load_sentencepiece(vocab_file), backend.get_added_tokens_decoder()
+    try:
+        model = load_sentencepiece(vocab_file)
+    except ImportError:  # sentencepiece is not installed, nor needed beside tokenizer.json
+        return ""
+    renamed = backend.get_added_tokens_decoder()
     pieces = enumerate(model.id_to_piece(list(range(model.get_piece_size()))))
     expected = {piece: index for index, piece in pieces if index not in renamed}
     vocabulary = backend.get_vocab(with_added_tokens=False)

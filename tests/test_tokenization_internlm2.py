@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+from internvl_chat import tokenization_internlm2
 from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer, logger, pop_special_tokens
 from tokenizer_scenes import BEHIND, RENAMED_TO, ROOT, random_text, small_folder, tokenizer_folder
-from transformers import AddedToken, AutoTokenizer
+from transformers import AddedToken, AutoTokenizer, dynamic_module_utils
 
 
 @pytest.fixture(scope="module")
@@ -361,7 +362,7 @@ def test_missing_sentencepiece_is_named(small_checkpoint, monkeypatch):
     monkeypatch.setattr(tokenization_internlm2, "SentencePieceProcessor", None)
     with pytest.raises(ImportError, match="The tokenizer needs sentencepiece, which is not installed: pip install"):
         InternLM2Tokenizer.from_pretrained(small_checkpoint)
-    assert "sentencepiece" not in dynamic_module_utils.get_imports(SOURCE)
+    assert "sentencepiece" not in dynamic_module_utils.get_imports(ROOT / "tokenization_internlm2.py")
 
 
 def test_unusable_model_is_named(small_checkpoint, tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from internvl_chat import tokenization_internlm2
 from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer
 from internvl_chat.tokenization_internlm2_fast import InternLM2TokenizerFast, fast_backend
 from tokenizer_scenes import RENAMED, ROOT, random_text, small_folder, tokenizer_folder
@@ -404,6 +405,15 @@ def test_unusable_file_is_named(small_checkpoint, tmp_path, content):
     message = rf"\({len(content)} bytes\) is not a tokenizer.json: .*Git LFS pointer: download it again, or delete it"
     with pytest.raises(ValueError, match=message):
         InternLM2TokenizerFast.from_pretrained(folder)
+
+
+def test_without_sentencepiece(small_checkpoint, tmp_path, fast, monkeypatch):
+    folder = shutil.copytree(small_checkpoint, tmp_path / "folder")
+    monkeypatch.setattr(tokenization_internlm2, "SentencePieceProcessor", None)
+    with pytest.raises(ImportError, match="The tokenizer needs sentencepiece, which is not installed"):
+        InternLM2TokenizerFast.from_pretrained(folder)
+    fast.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    assert InternLM2TokenizerFast.from_pretrained(folder)(TEXT)["input_ids"] == fast(TEXT)["input_ids"]
 
 
 def test_tokens_that_hide_a_probe(small_checkpoint, tmp_path):
