@@ -118,7 +118,7 @@ class InternLM2TokenizerMixin:
             return super().from_pretrained(*args, **kwargs)
         except ImportError as error:
             # Where protobuf is not installed, some releases answer any error of the constructor by asking for it.
-            if isinstance(error.__context__, ValueError):
+            if isinstance(error.__context__, (ValueError, ImportError)):
                 raise error.__context__ from None
             raise
 
