@@ -80,12 +80,14 @@ class ChatMixin:
             ValueError: If images, `<image>` and `num_patches_list` do not fit, history is not pairs of text, the
                 template is unknown, or tiles hold NaN.
         """
+        # Before anything is encoded or generated, so that a wrong call costs nothing.
         _check_fixed_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
         num_tiles, answerer = count_tiles(pixel_values, num_patches_list), Answerer(self, tokenizer, system)
         (turns,) = self._converse(
             answerer, pixel_values, [question], [history], [num_tiles], generation_config, verbose, streamer
         )
         answer = turns[-1][1]
+        # A new list: the official code appends to the caller's, and a second call then sees the first one's turn.
         return (answer, turns) if return_history else answer
 
     def batch_chat(
@@ -132,6 +134,7 @@ class ChatMixin:
         num_tiles = count_tiles_of_each(
             pixel_values, questions, image_counts if num_patches_list is None else num_patches_list
         )
+        # Official callers pass None for all; lists of other lengths would pair questions with foreign histories.
         histories = [None] * len(questions) if history is None else list(history)
         if len(histories) != len(questions):
             raise ValueError(f"There are {len(histories)} histories for {len(questions)} questions; give one each.")
@@ -205,6 +208,7 @@ class ChatMixin:
         """
         num_tiles, answerer = count_tiles(pixel_values, num_patches_list), Answerer(self, tokenizer, system)
         (turns,), prompts = self._prompts(answerer, pixel_values, [question], [history], [num_tiles])
+        # Through `generate` like `chat`, so that settings choose the same tokens; only raw logits are read beside it.
         inputs = _padded(prompts) | {"pixel_values": pixel_values}
         answer = scored_answer(answerer, answerer.generate(inputs, generation_config, **SCORED_OUTPUT))
         return (answer, [*turns[:-1], (turns[-1][0], answer.text)]) if return_history else answer
@@ -244,8 +248,10 @@ class ChatMixin:
         turns = _turns(history, question, num_tiles)
         images = pixel_values
         if isinstance(pixel_values, torch.Tensor):
+            # Encoded here and not by the session's `show`, which would place them before a later question.
             images = self.encode_images(pixel_values, num_tiles)
         images = [] if images is None else replace(images, num_tiles=tuple(num_tiles)).split()
+        # A session of one question: its cache holds the prompt, behind which each choice is written and removed again.
         with ChatSession(self, tokenizer, system=system) as session:
             return session.score(turns, images, choices, with_end)
 
@@ -316,6 +322,7 @@ class ChatMixin:
             tile_tokens = pixel_values.tile_tokens
         else:
             tile_tokens = 0 if pixel_values is None else self.num_image_tokens_of(*pixel_values.shape[-2:])
+        # The images of all conversations are one tensor, in order: each prompt takes the next ones.
         conversations = [_turns(*one) for one in zip(histories, questions, num_tiles, strict=True)]
         return conversations, [
             ids_of(answerer.prompt(turns, counts, tile_tokens))
@@ -326,6 +333,7 @@ class ChatMixin:
 def _turns(history: History | None, question: str, num_tiles: Sequence[int]) -> list[tuple[str, str]]:
     """Return a conversation as turns; the images of a first question stand in front, unless it says where."""
     turns = checked_turns(history, question)
+    # As in the official code; after a history it is the caller who says where further images stand.
     return [(place_in_front(question), "")] if num_tiles and len(turns) == 1 else turns
 
 

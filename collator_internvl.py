@@ -55,6 +55,7 @@ class ConversationCollator:
     ) -> None:
         self.processor = processor
         self.control_tokens, self.num_frames, self.settings = control_tokens, num_frames, settings
+        # By planning a smallest image: settings are checked here, and not at the first batch of a training run.
         self.tile_size = processor.image_processor.plan((1, 1), **settings).tile_size
         side, patch_size, factor = self.tile_size, processor.patch_size, processor.downsample_factor
         self.tile_tokens = tokens_per_tile(side, side, patch_size, factor)
@@ -92,6 +93,7 @@ class ConversationCollator:
             name: pad_sequence([row[name] for row in encoded], batch_first=True, padding_value=value)
             for name, value in padding.items()
         }
+        # A dummy tile keeps all ranks of a sharded run in the vision encoder; its flag keeps it out of the text.
         tiles = [row["pixel_values"] for row in encoded if "pixel_values" in row]
         pixel_values = torch.cat(tiles) if tiles else torch.zeros(1, 3, self.tile_size, self.tile_size)
         return batch | {
@@ -145,6 +147,7 @@ class ConversationCollator:
             awaits_answer=False,
             trusts_answers=self.control_tokens,
         )
+        # Only answers are learned: the other pieces are what the user, the system and the format contribute.
         labels = (piece.ids if piece.kind == "answer" else [IGNORED_LABEL] * len(piece.ids) for piece in pieces)
         return ids_of(pieces), [label for piece_labels in labels for label in piece_labels]
 
@@ -174,9 +177,11 @@ def _learned_messages(row: dict[str, Any]) -> list[tuple[str, list[Any]]]:
             "files with conversations are read by training.conversations.read_conversations."
         )
     messages = [(one["role"], read_content(one.get("content"))) for one in checked_messages(row["messages"])]
+    # The official preprocessing drops answers before the first question: there is nothing that they answer.
     asked = [index for index, (role, _) in enumerate(messages) if role not in ("system", "assistant")]
     begins = min(asked, default=len(messages))
     messages = [one for index, one in enumerate(messages) if index >= begins or one[0] == "system"]
+    # What follows the last answer gives no loss, and would cost time and memory.
     last = max((index for index, (role, _) in enumerate(messages) if role == "assistant"), default=None)
     if last is None:
         raise ValueError(f"No message of {len(messages)} has the role assistant, so there is nothing to learn.")
@@ -185,12 +190,14 @@ def _learned_messages(row: dict[str, Any]) -> list[tuple[str, list[Any]]]:
 
 def _visuals_in_order(row: dict[str, Any], messages: list[tuple[str, list[Any]]]) -> list[tuple[str, Any]]:
     """Return kind and source of each image and video; placeholders typed in questions become items of `messages`."""
+    # Where images are items, a typed placeholder is text, as in messages; else it marks an image that is given apart.
     waiting = {kind: _given_apart(row, kind) for kind in PLACEHOLDERS}
     literal = literal_placeholders(items for _, items in messages)
     typed = [kind for kind, placeholder in PLACEHOLDERS.items() if waiting[kind] and placeholder not in literal]
     for index, (role, items) in enumerate(messages):
         messages[index] = (role, _with_typed(items, typed) if role == "user" else items)
     questions = [items for role, items in messages if role == "user"]
+    # Reversed, so that images come before videos where neither says where it stands.
     for kind in reversed(PLACEHOLDERS):
         if questions and not any(item["type"] == kind for _, items in messages for item in items):
             questions[0][:0] = [{"type": kind}] * len(waiting[kind])
@@ -209,6 +216,7 @@ def _visuals_in_order(row: dict[str, Any], messages: list[tuple[str, list[Any]]]
 
 def _given_apart(row: dict[str, Any], kind: str) -> list[Any]:
     """Return the images or videos of a row that stand beside its messages, without the None of rows without any."""
+    # One cell may be an array or a dict with bytes and path, which are iterable, and still one image.
     given = row.get(f"{kind}s") if row.get(kind) is None else row[kind]
     given = given if isinstance(given, (list, tuple)) else [given]
     return [visual for visual in given if visual is not None]
@@ -237,7 +245,7 @@ def _turn(style: PromptFormat, role: str, items: Sequence[dict[str, Any]], frame
             continue
         if item["type"] not in PLACEHOLDERS:
             raise ValueError(f"A message has content of type {item['type']}; expected text, image or video.")
-        count = next(frames)
+        count = next(frames)  # 0 for an image
         for index in range(1, count + 1):
             parts += [("\n" if index > 1 else "") + style.frame.format(index), None]
         parts += [] if count else [None]
@@ -248,6 +256,7 @@ def _turn(style: PromptFormat, role: str, items: Sequence[dict[str, Any]], frame
 
 def _stripped(turn: Turn) -> Turn:
     """Remove blanks around a turn."""
+    # Text around placeholders is joined first: blanks beside an image within a turn are its author's.
     parts = list(turn.parts)
     joined: list[str | None] = []
     for part in parts:

@@ -130,12 +130,12 @@ class PromptEncoder:
         self._guarded = _pattern_of([*map(re.escape, sorted(self.control_tokens)), UNUSED_TOKEN])
         if remembers:
             self.guard, self.text_ids = cache(self.guard), cache(self.text_ids)
+            self.begins_with_bos = cache(self.begins_with_bos)
 
     def is_current(self, tokenizer: PreTrainedTokenizerBase) -> bool:
         """Return whether this encoder fits a tokenizer, to which no tokens were added since."""
-        if tokenizer is not self.tokenizer or self._roles != _role_tokens(tokenizer):
-            return False
-        return self.added_tokens == tokenizer.get_added_vocab()
+        is_same = tokenizer is self.tokenizer and self._roles == _role_tokens(tokenizer)
+        return is_same and self.added_tokens == tokenizer.get_added_vocab()
 
     def guard(self, text: str, literal: Sequence[str] = (), only: Iterable[str] | None = None) -> str:
         """Mark where text must be cut so that no control token in it is encoded as such.
@@ -157,7 +157,6 @@ class PromptEncoder:
         pattern = self._guarded if only is None else _pattern_of(map(re.escape, only))
         return pattern.sub(lambda match: match[0] + CUT, text)
 
-    @cached_property
     def begins_with_bos(self) -> bool:
         """Return whether the tokenizer puts its first token in front of every text."""
         bos = self.tokenizer.bos_token_id
@@ -196,7 +195,7 @@ class PromptEncoder:
         check_placeholders(sum(turn.parts.count(None) for turn in turns), num_tiles)
         self._check_format(style)
         writer = _Writer(self, [count * tile_tokens for count in num_tiles])
-        if self.begins_with_bos:
+        if self.begins_with_bos():
             writer.pieces.append(Piece([self.tokenizer.bos_token_id], "system", "text"))
         for index, turn in enumerate(turns):
             if turn.is_learned:
@@ -246,7 +245,7 @@ class PromptEncoder:
         check_placeholders(parts.count(None), num_tiles)
         writer = _Writer(self, [count * tile_tokens for count in num_tiles])
         spells_bos = bool(self.tokenizer.bos_token) and prompt.startswith(self.tokenizer.bos_token)
-        if add_special_tokens and not spells_bos and self.begins_with_bos:
+        if add_special_tokens and not spells_bos and self.begins_with_bos():
             writer.pieces.append(Piece([self.tokenizer.bos_token_id], "system", "text"))
         for part in parts:
             writer.image() if part is None else writer.write(part)
@@ -327,7 +326,9 @@ class PromptEncoder:
         for position, token_id in enumerate([*token_ids, None]):
             if token_id is None or token_id in self._vocabulary:
                 run = token_ids[start:position]
-                text += self.tokenizer.decode(run, skip_special_tokens=True) if run else ""
+                # The official text: slow tokenizers' default, which fast ones give where asked (InternLM2's) or never.
+                official = {"skip_special_tokens": True, "spaces_between_special_tokens": True}
+                text += self.tokenizer.decode(run, **official) if run else ""
                 text += self._vocabulary.get(token_id, "")
                 start = position + 1
         return text

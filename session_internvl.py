@@ -81,9 +81,11 @@ class ChatSession:
         self.history: list[tuple[str, str]] = []
         self.images: list[EncodedImages] = []
         self._shown: list[EncodedImages] = []  # for the next question
+        # Remembers guarded and tokenized texts, so that only a new turn costs time; rebuilt when tokens are added.
         self._encoder: PromptEncoder | None = None
         self._cache: GrowingCache | None = None
         self._cached: list[int | EncodedImages] = []  # what each token of the cache stands for
+        # The lock of all of the above. `history` and `images` are written under it alone, and only with whole answers.
         self._is_closed = False
         self._turns = _Turns()
 
@@ -175,6 +177,7 @@ class ChatSession:
             ValueError: As `chat`.
             RuntimeError: As `chat`.
         """
+        # Not left to Python: two streamers would be a TypeError about this method's own call.
         if "streamer" in kwargs:
             raise ValueError("stream yields the answer itself; leave out streamer, or call chat().")
         yield from stream_answer(
@@ -260,6 +263,7 @@ class ChatSession:
             if not 0 <= turns <= len(self.history):
                 raise ValueError(f"There are {len(self.history)} turns; {turns} of them cannot be discarded.")
             left = len(self.history) - turns
+            # Each placeholder of the turns that stay has one image; the images that follow came later.
             del self.images[sum(question.count(IMAGE_PLACEHOLDER) for question, _ in self.history[:left]) :]
             del self.history[left:]
 
@@ -308,7 +312,7 @@ class ChatSession:
             self._check_is_open()
             if stream is not None and stream.is_cancelled:
                 return None
-            checked_turns(self.history, question)
+            checked_turns(self.history, question)  # before images are encoded, which takes longest
             shown = len(self._shown)
             new = [*self._shown, *self._encoded(pixel_values, num_patches_list)]
             question = place_in_front(question) if new else question
@@ -327,6 +331,7 @@ class ChatSession:
         with_logprobs: bool = False,
     ) -> str | ScoredAnswer:
         """Answer a question after some turns; only then do they become the history."""
+        # Copies: `images` may be the session's own list, and what is asked must not change while it is answered.
         turns, images, answerer = checked_turns(past, question), list(images), self._answerer()
         pieces = answerer.prompt(turns, [len(image) for image in images], _common_tile_tokens(images))
         options = self.generation_config if generation_config is None else generation_config
@@ -338,6 +343,7 @@ class ChatSession:
         else:
             sequences = output if isinstance(output, torch.Tensor) else output.sequences
             answer = text = answerer.text(sequences[0].tolist())
+        # In place: callers keep the lists. Nothing between here and the answer can fail, so both change or neither.
         self.history[:] = [*turns[:-1], (question, text)]
         self.images[:] = images
         return answer
@@ -364,6 +370,7 @@ class ChatSession:
         is_stretched = limit is not None and len(tokens) + max(map(len, rows)) > limit
         kept = 0 if is_stretched else self._keep_prefix(tokens)
         with answering(model), self._discarding_cache():
+            # Embedded here, since `forward` looks for the config's image token and a tokenizer may have another id.
             unread = model.embed_inputs(
                 id_rows([ids_of(pieces)[kept:]]),  # (1, unread)
                 visual_features=_unread_features(pieces, images, kept),
@@ -409,6 +416,7 @@ class ChatSession:
         with self._discarding_cache():
             output = answerer.generate(inputs, generation_config, **arguments)
         if keeps_cache:
+            # The answer's last token is not in the cache: `generate` stops without reading it.
             sequences = output if isinstance(output, torch.Tensor) else output.sequences
             self._cached = [*tokens, *sequences[0].tolist()][: self._cache.get_seq_length()]
         return output
@@ -420,6 +428,7 @@ class ChatSession:
         """
         kept = _shared_prefix(self._cached, tokens[:-1])
         if kept == 0:
+            # Not cropped to nothing: the buffers of a long conversation would stay allocated.
             self._cache = GrowingCache(self.model.config, croppable=True)
         elif kept < len(self._cached):
             self._cache.crop(kept - len(self._cached))
@@ -494,6 +503,7 @@ class _Turns:
         with self._changed:
             self._stopping += stops_stream
             try:
+                # Those that stop a stream go first, or a waiting question would start between a stream and its rewind.
                 while self._thread is not None or (self._stopping and not stops_stream):
                     self._wait(stops_stream)
             finally:
@@ -514,6 +524,7 @@ class _Turns:
                 "ended."
             )
         if stops_stream and self._stream is not None:
+            # Only asks: the stream's own thread records what was answered, and then ends its turn.
             self._stream.cancel()
         elif self._stream is not None and self._stream.waits_for_reader:
             raise RuntimeError(
@@ -532,6 +543,7 @@ def _common_tile_tokens(images: Sequence[EncodedImages]) -> int:
 
 def _tokens(pieces: Sequence[Piece], images: Sequence[EncodedImages]) -> list[int | EncodedImages]:
     """Return each token's id, and for an image token its image: that of another image is another token."""
+    # By objects and not by values: `EncodedImages` are equal only to themselves, so comparing them reads no features.
     tokens: list[int | EncodedImages] = []
     for piece in pieces:
         if piece.image is None:

@@ -71,6 +71,7 @@ class AnswerStream(BaseStreamer):
 
     def end(self) -> None:
         """Pass on the rest."""
+        # Without a complete header, what `decode` returns is passed on at once.
         if self.is_in_header:  # the header is not complete
             self.token_ids, self.is_in_header = self.token_ids or [], False
             text = self.encoder.decode(self.token_ids, self.stop, self.header).strip()
@@ -116,6 +117,7 @@ class AnswerStream(BaseStreamer):
         if (model := self.model) is None:
             self.pieces.put(piece)
             return
+        # The worker waits here, in the training modes, until the reader asks for the next piece.
         with training_between_steps(model):
             self.pieces.put(piece)
             self.wanted.acquire()

@@ -102,13 +102,14 @@ def case(request: pytest.FixtureRequest, golden_case: Callable, golden_model: Ca
 
 @pytest.fixture(scope="session")
 def tokenizer(goldens: Path) -> Any:
-    """The published tokenizer."""
-    from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer  # noqa: PLC0415
+    """The published tokenizer, in the form that AutoTokenizer loads; converted, since there is no tokenizer.json."""
+    from internvl_chat.tokenization_internlm2_fast import InternLM2TokenizerFast  # noqa: PLC0415
 
-    return InternLM2Tokenizer.from_pretrained(goldens / "tokenizer")
+    return InternLM2TokenizerFast.from_pretrained(goldens / "tokenizer")
 
 
-# A tokenizer for each prompt format, by its folder of the goldens; "tiny" is the embedded one.
+# A tokenizer for each prompt format, by its folder of the goldens; "tiny" is the embedded one. InternLM2's is the fast
+# one unless the name ends in "slow".
 TOKENIZERS = {
     "internlm2-chat": "tiny",
     "Hermes-2": "tokenizer",
@@ -123,16 +124,18 @@ TOKENIZERS = {
 def tokenizer_of(request: pytest.FixtureRequest, tiny_folder: Path) -> Callable[[str], Any]:
     """Load a tokenizer by the name of its folder, or of a prompt format that has it; once for each file of tests."""
     from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer  # noqa: PLC0415
+    from internvl_chat.tokenization_internlm2_fast import InternLM2TokenizerFast  # noqa: PLC0415
     from transformers import AutoTokenizer  # noqa: PLC0415
 
     loaded: dict[str, Any] = {}
 
     def load(name: str) -> Any:
-        name = TOKENIZERS.get(name, name)
         if name not in loaded:
-            folder = tiny_folder if name == "tiny" else request.getfixturevalue("goldens") / name
+            folder, *slow = TOKENIZERS.get(name, name).split()
+            folder = tiny_folder if folder == "tiny" else request.getfixturevalue("goldens") / folder
+            own = InternLM2Tokenizer if slow else InternLM2TokenizerFast
             is_own = (folder / "tokenizer.model").exists()
-            loaded[name] = (InternLM2Tokenizer if is_own else AutoTokenizer).from_pretrained(folder)
+            loaded[name] = (own if is_own else AutoTokenizer).from_pretrained(folder)
         return loaded[name]
 
     return load
@@ -158,6 +161,22 @@ def hub_folder(goldens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     preprocessor |= {"tile_size": 112, "size": 112, "crop_size": 112}
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor), "utf-8")
     return folder
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    """The embedded checkpoint's processor; a file with another one has a fixture of its own."""
+    from transformers import AutoProcessor  # noqa: PLC0415
+
+    return AutoProcessor.from_pretrained(ROOT, subfolder="tiny", trust_remote_code=True)
+
+
+@pytest.fixture
+def model() -> Any:
+    """A model with random weights, see `tiny_models.tiny_config`; files that need another one define it."""
+    from tiny_models import tiny_model  # noqa: PLC0415
+
+    return tiny_model()
 
 
 @pytest.fixture(scope="session")

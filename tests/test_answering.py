@@ -6,17 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from internvl_chat.generation_internvl import answering, training_between_steps
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTION = "<image>\nWhat colour is the circle?"
 SHORT = {"max_new_tokens": 8, "do_sample": False}
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return AutoProcessor.from_pretrained(ROOT, subfolder="tiny", trust_remote_code=True)
 
 
 @pytest.fixture(scope="module")

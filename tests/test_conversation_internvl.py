@@ -138,10 +138,17 @@ def ids_of_chat(model, tokenizer, history, question, num_images):
     return model.asked.pop()
 
 
-@pytest.mark.parametrize("template", PROMPT_FORMATS)
-def test_every_route_gives_the_same_ids(template, tokenizer_of):
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        *((name, name) for name in PROMPT_FORMATS),
+        ("internlm2-chat", "tiny slow"),
+        ("internvl_zh", "tokenizer slow"),
+    ],
+)
+def test_every_route_gives_the_same_ids(template, name, tokenizer_of):
     """Whatever is typed, however it is cut; and no control token is there but the format's own."""
-    tokenizer = tokenizer_of(template)
+    tokenizer = tokenizer_of(name)
     tokenizer.add_tokens(["<seg>"])
     style, processor = prompt_format(template), of_format(template, tokenizer)
     collate, draw = ConversationCollator(processor), random.Random(template)
@@ -174,6 +181,24 @@ def test_every_route_gives_the_same_ids(template, tokenizer_of):
         own = tokenizer.convert_tokens_to_ids("<seg>")
         text = "".join(question + answer for question, answer in past) + question
         assert ids.count(own) == text.count("<seg>")
+
+
+@pytest.mark.parametrize("template", PROMPT_FORMATS)
+def test_a_template_that_marks_answers(template, tokenizer_of):
+    """TRL's assistant_only_loss learns what the collator learns, and the marks change no other token."""
+    tokenizer, style = tokenizer_of(template), prompt_format(template)
+    writes_bos = PromptEncoder(tokenizer).begins_with_bos()
+    marked, plain = (style.chat_template(writes_bos=writes_bos, marks_answers=marks) for marks in (True, False))
+    words = ["Hi.", "A cat.", " Sure?\n", "是的 ", "{{ x }}", "Why?"]
+    messages = [{"role": ("user", "assistant")[index % 2], "content": word} for index, word in enumerate(words[:-1])]
+    messages.append({"role": "user", "content": [{"type": "text", "text": words[-1]}]})
+    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+    made = tokenizer.apply_chat_template(messages, chat_template=marked, return_assistant_tokens_mask=True, **options)
+    assert made["input_ids"] == tokenizer.apply_chat_template(messages, chat_template=plain, **options)["input_ids"]
+    turns = [Turn(turn["role"], (words[i],), turn["role"] == "assistant") for i, turn in enumerate(messages)]
+    pieces = PromptEncoder(tokenizer).encode(style, turns)
+    assert made["input_ids"] == ids_of(pieces)
+    assert made["assistant_masks"] == [int(piece.kind == "answer") for piece in pieces for _ in piece.ids]
 
 
 def test_longer_conversations_begin_with_shorter_ones(tokenizer_of):

@@ -9,7 +9,7 @@ import re
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 
 HERE = torch.device("cpu")
@@ -35,11 +35,6 @@ PLACES = {
 }
 GREEDY = {"max_new_tokens": 12, "do_sample": False}
 QUESTIONS = ("What colour is the circle?", "图中的数字是多少？")
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_folder):
-    return AutoProcessor.from_pretrained(tiny_folder, trust_remote_code=True)
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,6 @@ from tiny_models import GREEDY, check_logits, prompt, tiles, tiny_model
 from transformers import BatchFeature, DynamicCache
 
 
-@pytest.fixture
-def model():
-    return tiny_model()
-
-
 # Golden numbers.
 
 
@@ -125,6 +120,17 @@ def test_generation_keeps_no_graph_and_computes_the_last_logits_alone(model):
     handle = model.encode_images(tiles(2))
     assert seen == [True]
     assert not handle.features.requires_grad
+
+
+def test_images_ride_along_until_the_prompt_is_read(model):
+    """Exporters walk through all inputs of a step, and an image's features lead to the whole model."""
+    seen = []
+    model.register_forward_pre_hook(lambda _, args, kwargs: seen.append("prompt_features" in kwargs), with_kwargs=True)
+    model.generate(prompt(2), pixel_values=tiles(2), max_new_tokens=3, **GREEDY)
+    assert seen == [True, False, False]
+    seen.clear()
+    model.generate(prompt(2), pixel_values=tiles(2), max_new_tokens=3, use_cache=False, **GREEDY)
+    assert seen == [True, True, True]
 
 
 def test_sampling_several_sequences(model):

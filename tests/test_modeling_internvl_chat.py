@@ -34,11 +34,6 @@ FEATURES = {"atol": 2e-5 * ROUNDING, "rtol": 0.0}
 
 
 @pytest.fixture
-def model():
-    return tiny_model()
-
-
-@pytest.fixture
 def c01(golden_case, golden_model):
     tensors, record = golden_case("c01_v15_26b")
     return golden_model("c01_v15_26b", attn_implementation="eager"), tensors, record

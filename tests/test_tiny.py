@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,11 +33,6 @@ ANSWERS = {
         "总价是多少？": "6.30",
     },
 }
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return AutoProcessor.from_pretrained(ROOT, subfolder="tiny", trust_remote_code=True)
 
 
 @pytest.fixture(scope="module")
