@@ -32,8 +32,8 @@ class ConversationCollator:
     """Turns conversations into batches whose labels are the answers, each with the token that ends it.
 
     Prompt and answer are encoded piece by piece, so that an answer's tokens are those that generation would have to
-    give after its prompt. As in the official training, turns are stripped of blanks around them, a conversation that
-    begins with an answer loses it, and what follows the last answer is left out. A batch without images gets a dummy
+    give after its prompt. As in the official training, turns are stripped of blanks around them, answers
+    before the first question are left out, and so is what follows the last answer. A batch without images gets a dummy
     tile, flagged 0: the model sends it through the vision encoder, so that all processes of a distributed run do.
 
     `length` measures a conversation without decoding its images; `encode` and `join` are the two halves of a call.

@@ -516,13 +516,10 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
         has_labels = labels is not None or shift_labels is not None
         check_loss_arguments(has_labels, loss_weight, logits_to_keep, skip_logits)
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        # Without logits, the head is asked first whether they would be its output and nothing else.
         head = plain_head(self.config.llm_config, self.get_output_embeddings()) if skip_logits else None
-        language_model = self.language_model
-        if skip_logits:
-            language_model = language_model.get_decoder()
-        else:
-            kwargs["logits_to_keep"] = logits_to_keep
-        outputs = language_model(
+        outputs = self._read(
+            None if skip_logits else logits_to_keep,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -530,7 +527,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
             **cache_argument(past_key_values),
             **kwargs,
         )
-        logits, loss = (None, None) if skip_logits else (outputs.logits, None)
+        logits, loss = (None if skip_logits else outputs.logits), None
         if has_labels:
             states = outputs.last_hidden_state if skip_logits else logits
             loss = next_token_loss(states, labels, head, num_items_in_batch, loss_weight, shift_labels)
@@ -541,6 +538,12 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
             attentions=outputs.attentions,
             **cache_argument(cache_of(outputs)),
         )
+
+    def _read(self, logits_to_keep: int | torch.Tensor | None, **inputs: Any) -> Any:
+        """Run the language model; `logits_to_keep` is None for its last states without logits."""
+        if logits_to_keep is None:
+            return self.language_model.get_decoder()(**inputs)
+        return self.language_model(logits_to_keep=logits_to_keep, **inputs)
 
     def embeds_of_step(
         self,

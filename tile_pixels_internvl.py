@@ -1,4 +1,4 @@
-"""From an RGB picture to normalised tiles, equal to the official code bit for bit, shared by the CPU's threads.
+"""From an RGB image to normalised tiles, equal to the official code bit for bit, shared by the CPU's threads.
 
 PIL resizes, NumPy normalises (arXiv 2404.16821, section 3.3: the tiles of the grid row by row, then the thumbnail).
 """
@@ -20,25 +20,25 @@ from .tiling_internvl import TilePlan
 
 
 def write_tiles(
-    picture: Image.Image, plan: TilePlan, mean: tuple[float, ...], std: tuple[float, ...], out: torch.Tensor
+    image: Image.Image, plan: TilePlan, mean: tuple[float, ...], std: tuple[float, ...], out: torch.Tensor
 ) -> None:
-    """Resize a picture, cut it by the plan and write the normalised tiles to `out`.
+    """Resize an image, cut it by the plan and write the normalised tiles to `out`.
 
     PIL resizes in two passes. Where the width comes first, what the second pass makes of a column of tiles depends on
     that column alone, and columns are made side by side; else the whole canvas is one piece of work.
 
     Args:
-        picture: An RGB picture.
+        image: An RGB image.
         plan: Its tiles.
         mean: Mean per channel (R, G, B) of values in 0..1.
         std: Standard deviation per channel of values in 0..1.
         out: Where the tiles go, (num_tiles, 3, tile_size, tile_size), of any floating point type.
     """
     side, (width, height) = plan.tile_size, plan.canvas_size
-    first_height = picture.height if _resizes_width_first(picture.size, plan.canvas_size) else height
-    # The thumbnail is made from the picture, not from the canvas, which has other proportions.
+    first_height = image.height if _resizes_width_first(image.size, plan.canvas_size) else height
+    # The thumbnail is made from the image, not from the canvas, which has other proportions.
     sizes = [(width, first_height)] + [(side, side)] * plan.has_thumbnail
-    wide, *thumbnail = _in_threads([partial(_resize, picture, size) for size in sizes])
+    wide, *thumbnail = _in_threads([partial(_resize, image, size) for size in sizes])
 
     def make_column(left: int) -> list[np.ndarray]:
         return _bands(_resize(wide.crop((left, 0, left + side, first_height)), (side, height)))
@@ -58,17 +58,17 @@ def empty_tiles(num_tiles: int, side: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(np.empty(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
-def pad_to_square(picture: Image.Image, mean: tuple[float, ...]) -> Image.Image:
-    """Put an RGB picture in the middle of a square of the mean colour; rounded down where it cannot be the middle."""
-    width, height = picture.size
+def pad_to_square(image: Image.Image, mean: tuple[float, ...]) -> Image.Image:
+    """Put an RGB image in the middle of a square of the mean colour; rounded down where it cannot be the middle."""
+    width, height = image.size
     side = max(width, height)
     square = Image.new("RGB", (side, side), tuple(int(channel * 255) for channel in mean))
-    square.paste(picture, ((side - width) // 2, (side - height) // 2))
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
 
 
-def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return picture.resize(size, Image.Resampling.BICUBIC)
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 @cache
@@ -78,7 +78,7 @@ def pillow_generation() -> int:
 
 
 def _resizes_width_first(size: tuple[int, int], new_size: tuple[int, int]) -> bool:
-    """Tell whether PIL surely resizes a picture's width before its height: the first pass rounds for the second.
+    """Return whether PIL is known to resize an image's width before its height: the first pass rounds for the second.
 
     So did all releases before Pillow 13, which begins with a height that shrinks by more than twice as many pixels as
     the width (found by trying). What later releases do with heights that shrink is not known.
@@ -88,10 +88,10 @@ def _resizes_width_first(size: tuple[int, int], new_size: tuple[int, int]) -> bo
     return height_loss <= 0 or pillow < 13 or (pillow == 13 and height_loss <= 2 * loss)
 
 
-def _bands(picture: Image.Image) -> list[np.ndarray]:
-    """Take an RGB picture apart: red, green and blue, each (height, width), uint8."""
-    shape = (picture.height, picture.width)
-    return [np.frombuffer(picture.tobytes("raw", band), dtype=np.uint8).reshape(shape) for band in "RGB"]
+def _bands(image: Image.Image) -> list[np.ndarray]:
+    """Split an RGB image: red, green and blue, each (height, width), uint8."""
+    shape = (image.height, image.width)
+    return [np.frombuffer(image.tobytes("raw", band), dtype=np.uint8).reshape(shape) for band in "RGB"]
 
 
 def _normalise(

@@ -1,7 +1,7 @@
-"""Where in a picture an image token looks: prompt position → tile, row and column → pixels, and attention back.
+"""Where in an image an image token looks: prompt position → tile, row and column → pixels, and attention back.
 
 The order is that in which the model reads: the tiles of the grid row by row, then the thumbnail; in each tile its
-tokens row by row. Each picture's tokens cover it once, and the thumbnail's cover it once more.
+tokens row by row. Each image's tokens cover it once, and the thumbnail's cover it once more.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ class TokenPlace:
     """What one image token shows.
 
     Attributes:
-        tile: Number of its tile among those of its picture, from 0.
+        tile: Number of its tile among those of its image, from 0.
         is_thumbnail: Whether that tile is the thumbnail.
         row: Its row among the tokens of the tile, from 0 at the top.
         column: Its column there, from 0 at the left.
-        box: The part of the original picture (left, top, right, bottom) that it shows, in pixels.
+        box: The part of the original image (left, top, right, bottom) that it shows, in pixels.
     """
 
     tile: int
@@ -35,11 +35,11 @@ class TokenPlace:
 
 @dataclass(frozen=True)
 class ImageTokenMap:
-    """The image tokens of one picture in a prompt; `InternVLProcessor.map_image_tokens` makes it.
+    """The image tokens of one image in a prompt; `InternVLProcessor.map_image_tokens` makes it.
 
     Attributes:
-        plan: How the picture was cut into tiles.
-        image_size: Size (width, height) of the upright original picture in pixels.
+        plan: How the image was cut into tiles.
+        image_size: Size (width, height) of the upright original image in pixels.
         side: Tokens along each side of a tile: 16 for tiles of 448 pixels.
         positions: Where in the prompt its tokens are, in order.
         transposed: Whether tokens go column by column within a tile, as `ps_version` "v1" makes them.
@@ -58,7 +58,7 @@ class ImageTokenMap:
         expected = self.plan.num_tiles * self.side**2
         if len(self.positions) != expected:
             raise ValueError(
-                f"There are {len(self.positions)} positions for a picture of {self.plan.num_tiles} tiles with "
+                f"There are {len(self.positions)} positions for an image of {self.plan.num_tiles} tiles with "
                 f"{self.side} x {self.side} tokens, expected {expected}: plan it with the settings of the prompt."
             )
 
@@ -72,11 +72,11 @@ class ImageTokenMap:
             Its tile, row, column and pixels.
 
         Raises:
-            ValueError: If no token of this picture is there.
+            ValueError: If no token of this image is there.
         """
         if position not in self.positions:
             raise ValueError(
-                f"Position {position} is no token of this picture, which has {len(self.positions)} of them from "
+                f"Position {position} is no token of this image, which has {len(self.positions)} of them from "
                 f"{self.positions[0]} to {self.positions[-1]}."
             )
         tile, token = divmod(self.positions.index(position), self.side**2)
@@ -87,13 +87,13 @@ class ImageTokenMap:
         grid_columns, grid_rows = (1, 1) if is_thumbnail else (self.plan.columns, self.plan.rows)
         tile_row, tile_column = (0, 0) if is_thumbnail else divmod(tile, grid_columns)
         x, y = tile_column * self.side + column, tile_row * self.side + row
-        columns, rows = grid_columns * self.side, grid_rows * self.side  # tokens that cover the picture
+        columns, rows = grid_columns * self.side, grid_rows * self.side  # tokens that cover the image
         width, height = self.image_size
         box = (x * width / columns, y * height / rows, (x + 1) * width / columns, (y + 1) * height / rows)
         return TokenPlace(tile, is_thumbnail, row, column, box)
 
     def tile_maps(self, weights: torch.Tensor) -> torch.Tensor:
-        """Pick this picture's weights out of those of a prompt, and lay them out tile by tile.
+        """Pick this image's weights out of those of a prompt, and lay them out tile by tile.
 
         Args:
             weights: One weight for each token of the prompt `(..., seq)`, such as a row of attention; what was
@@ -109,23 +109,23 @@ class ImageTokenMap:
         if weights.ndim == 0 or weights.shape[-1] <= self.positions[-1]:
             raise ValueError(
                 f"The weights are {tuple(weights.shape)}, expected (..., seq) with one for each token of the prompt, "
-                f"which has this picture's last one at position {self.positions[-1]}."
+                f"which has this image's last one at position {self.positions[-1]}."
             )
         weights = weights[..., list(self.positions)]  # (..., tiles * side²)
         maps = weights.reshape(*weights.shape[:-1], self.plan.num_tiles, self.side, self.side)
         return maps.transpose(-1, -2) if self.transposed else maps  # (…, tiles, side, side)
 
     def heat_map(self, weights: torch.Tensor) -> torch.Tensor:
-        """Fold the weights of a prompt back to the picture.
+        """Fold the weights of a prompt back to the image.
 
         A token of the thumbnail covers as many cells as the grid has tiles, and its weight is divided among them. The
-        sum of the map is the sum of the weights of all tokens of the picture.
+        sum of the map is the sum of the weights of all tokens of the image.
 
         Args:
             weights: See `tile_maps`.
 
         Returns:
-            Map `(..., rows * side, columns * side)`; stretched to the picture's size it lies on what it is about.
+            Map `(..., rows * side, columns * side)`; stretched to the image's size it lies on what it is about.
         """
         tiles = self.tile_maps(weights)
         columns, rows = self.plan.columns, self.plan.rows
@@ -143,25 +143,25 @@ class TokenMapMixin:
     def map_image_tokens(
         self, images: Any, input_ids: Sequence[int] | torch.Tensor, ps_version: str = "v2", **kwargs: Any
     ) -> list[ImageTokenMap]:
-        """Find the tokens of each picture in a prompt.
+        """Find the tokens of each image in a prompt.
 
         Args:
-            images: The prompt's pictures in order, or their sizes (width, height) in pixels; one, or a list.
+            images: The prompt's images in order, or their sizes (width, height) in pixels; one, or a list.
             input_ids: The prompt `(seq,)` or `(1, seq)`.
             ps_version: The model's `config.ps_version`.
             **kwargs: The settings of the image processor with which the prompt was made, such as `max_tiles`.
 
         Returns:
-            One map for each picture.
+            One map for each image.
 
         Raises:
-            ValueError: If the pictures of the prompt, one by one, have not as many image tokens as the given ones; if
-                it is not one prompt, pictures are padded to a square, or `ps_version` is unknown.
+            ValueError: If the images of the prompt, one by one, have not as many image tokens as the given ones; if
+                it is not one prompt, images are padded to a square, or `ps_version` is unknown.
         """
         if ps_version not in ("v1", "v2"):
             raise ValueError(f"ps_version is {ps_version!r}, expected 'v1' or 'v2', as the model's config says.")
         if kwargs.get("pad2square", self.image_processor.pad2square):
-            raise ValueError("pad2square is set: tokens then show padding too. Pad the picture yourself and map that.")
+            raise ValueError("pad2square is set: tokens then show padding too. Pad the image yourself and map that.")
         try:
             input_ids = torch.as_tensor(input_ids)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -178,11 +178,11 @@ class TokenMapMixin:
         sides = [plan.tile_size // (self.patch_size * self.downsample_factor) for plan in plans]
         counts = [plan.num_tiles * side**2 for plan, side in zip(plans, sides, strict=True)]
         is_image = input_ids == self.image_token_id
-        found = [len(list(run)) for in_picture, run in groupby(is_image.tolist()) if in_picture]
+        found = [len(list(run)) for in_image, run in groupby(is_image.tolist()) if in_image]
         if found != counts:
             raise ValueError(
-                f"The pictures of the prompt have {found} image tokens, but the given ones {counts}: give all its "
-                "pictures in order, and the settings with which it was made."
+                f"The images of the prompt have {found} image tokens, but the given ones {counts}: give all its "
+                "images in order, and the settings with which it was made."
             )
         positions = is_image.nonzero().flatten().tolist()
         starts = [sum(counts[:index]) for index in range(len(counts))]

@@ -118,7 +118,7 @@ def test_prompts_with_several_pictures(processor):
     assert [(one.plan.columns, one.plan.rows) for one in maps] == [(4, 1), (1, 1), (1, 2)]
     positions = [position for one in maps for position in one.positions]
     assert positions == (given[0] == processor.image_token_id).nonzero().flatten().tolist()
-    with pytest.raises(ValueError, match=r"Position 0 is no token of this picture, which has 4 of them from"):
+    with pytest.raises(ValueError, match=r"Position 0 is no token of this image, which has 4 of them from"):
         maps[1].place(0)
     with pytest.raises(ValueError, match=r"prompt have \[20, 4, 12\] image tokens, but the given ones \[4, 20, 12\]"):
         processor.map_image_tokens([sizes[1], sizes[0], sizes[2]], given, max_tiles=4)
@@ -159,6 +159,6 @@ def test_what_does_not_fit(processor):
     with pytest.raises(ValueError, match="pad2square is set"):
         processor.map_image_tokens((100, 50), ids, max_tiles=1, pad2square=True)
     with pytest.raises(
-        ValueError, match="There are 3 positions for a picture of 3 tiles with 2 x 2 tokens, expected 12"
+        ValueError, match="There are 3 positions for an image of 3 tiles with 2 x 2 tokens, expected 12"
     ):
         ImageTokenMap(PLAN, (400, 100), side=2, positions=(1, 2, 3))
