@@ -267,7 +267,8 @@ def test_walks_are_as_drawn(saved_folder):
     """An image and a question pass at most 8 files each, those of the drawings; the page names what is beside."""
     text = TEXT["docs/architecture.md"]
     drawings = [re.findall(r"\w+\.py", block) for block in blocks("docs/architecture.md", "text")]
-    beside = set(re.findall(r"`(\w+\.py)`", text[text.index("Beside them") : text.index("An answer's ids return")]))
+    named = text[text.index("Beside them") : text.index("The template of the prompt")]
+    beside = set(re.findall(r"`(\w+\.py)`", named))
     processor = AutoProcessor.from_pretrained(saved_folder, trust_remote_code=True)
     model = AutoModelForImageTextToText.from_pretrained(saved_folder, trust_remote_code=True, dtype=torch.float32)
     messages = [{"role": "user", "content": "Hello"}]
