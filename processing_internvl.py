@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoTokenizer,
     BaseImageProcessor,
     BatchFeature,
     PretrainedConfig,
@@ -19,12 +18,14 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.tokenization_auto import AutoTokenizer, get_tokenizer_config
 from transformers.utils import logging
 
 from .collator_internvl import ConversationCollator
 from .conversation_internvl import PromptEncoder, Visual, decode_answer, media_apart, prepare_conversation
 from .grounding_internvl import GroundingMixin
 from .image_loading_internvl import flatten_images
+from .image_processing_internvl import InternVLImageProcessor
 from .media_internvl import MediaPolicy  # noqa: F401 (some releases copy only what this file names)
 from .prompt_format_internvl import (
     IMAGE_CONTEXT_TOKEN,
@@ -34,8 +35,10 @@ from .prompt_format_internvl import (
     PromptFormat,
     prompt_format,
 )
+from .tile_pixels_internvl import write_tiles  # noqa: F401 (see media_internvl)
 from .tiling_internvl import is_size, tokens_per_tile
 from .token_map_internvl import TokenMapMixin
+from .tokenization_internlm2 import InternLM2Tokenizer
 from .video_internvl import frames_of, is_clip
 
 
@@ -51,8 +54,41 @@ CALL_KWARGS = (*TEXT_KWARGS, *IGNORED_KWARGS, *NESTING_KWARGS, "images", "videos
 KEPT_KWARGS = {"auto_map", "processor_class", "media_policy"}
 # Under which a folder is found.
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+# What the Auto classes read themselves, and a class that is loaded directly must not see.
+AUTO_KWARGS = ("trust_remote_code", "code_revision", "use_fast", "backend", "config", "_from_auto")
 
 logger = logging.get_logger(__name__)
+
+
+def _names_in(settings: dict[str, Any], auto_class: str) -> set[str]:
+    """Return the names of the classes that the `auto_map` of a file gives for an Auto class."""
+    auto_map = settings.get("auto_map") or {}
+    named = auto_map.get(auto_class) if isinstance(auto_map, dict) else auto_map
+    return {name.rsplit(".", 1)[-1] for name in ([named] if isinstance(named, str) else named or []) if name}
+
+
+def _load_image_processor(path: str, **kwargs: Any) -> BaseImageProcessor:
+    """Load the package's image processor, or the other one whose code the folder names."""
+    hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
+    settings, _ = InternVLImageProcessor.get_image_processor_dict(path, **hub_kwargs)
+    if _names_in(settings, "AutoImageProcessor") - {InternVLImageProcessor.__name__}:
+        return AutoImageProcessor.from_pretrained(path, **kwargs)
+    return _load_own(InternVLImageProcessor, path, kwargs)
+
+
+def _load_tokenizer(path: str, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """Load the package's tokenizer where the folder names it, else the one of Transformers that it names."""
+    settings = get_tokenizer_config(path, **{name: kwargs[name] for name in HUB_KWARGS if name in kwargs})
+    named = {settings.get("tokenizer_class"), *_names_in(settings, "AutoTokenizer")}
+    if InternLM2Tokenizer.__name__ not in named:
+        return AutoTokenizer.from_pretrained(path, **kwargs)
+    return _load_own(InternLM2Tokenizer, path, kwargs)
+
+
+def _load_own(part: type, path: str, kwargs: dict[str, Any]) -> Any:
+    """Load a part by its own class, as the Auto classes do it: saving the part then saves its code."""
+    part.register_for_auto_class()
+    return part.from_pretrained(path, **{name: value for name, value in kwargs.items() if name not in AUTO_KWARGS})
 
 
 class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
@@ -157,17 +193,18 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
     ) -> list[Any]:
         """Load the parts; Transformers calls this.
 
-        Some releases between 5.0 and 5.23 find AutoImageProcessor only where torchvision is installed; imported from
-        its own file it needs no torchvision in any of them.
+        The package's own parts come from the files beside this one, so that they are of the processor's commit, and
+        of its repository, whatever `revision`, `code_revision` or `auto_map` said. The Auto classes would look for
+        their code again, without the `code_revision` that brought this file here.
         """
         # Pipelines say the model's type to every part; a tokenizer that keeps it cannot be saved.
         kwargs = {name: value for name, value in kwargs.items() if name not in ("dtype", "torch_dtype")}
-        image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        image_processor = _load_image_processor(pretrained_model_name_or_path, **kwargs)
         settings = [*image_processor.valid_kwargs.__annotations__, "media_policy"]
         kwargs = {name: value for name, value in kwargs.items() if name not in settings}
         # Pipelines pad by the tokenizer's side, and generation continues at the right.
         kwargs = {"padding_side": "left", **kwargs}
-        return [image_processor, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)]
+        return [image_processor, _load_tokenizer(pretrained_model_name_or_path, **kwargs)]
 
     @property
     def model_input_names(self) -> list[str]:
