@@ -247,6 +247,14 @@ def test_every_file_has_a_row():
         assert f"`{file.name}`" in table, file.name
 
 
+def test_comparison_has_the_rows_that_its_command_prints():
+    command = [sys.executable, "docs/compare.py", ".", "tests/clients,tests/conftest.py"]
+    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert all(len(row.split("|")) == 5 for row in printed)
+    for row in printed:
+        assert f"\n| {row.split('|')[1].strip()} |" in TEXT["docs/architecture.md"]
+
+
 def files_entered(call):
     """Return the package's files whose functions a call enters."""
     names, entered = {file.name for file in ROOT.glob("*.py")}, set()
