@@ -83,6 +83,8 @@ def test_every_block_is_of_a_kind_that_is_run(page):
     assert kinds.keys() <= KINDS
     assert kinds["py"] == SPECIAL.get(page, 0)
     assert len(re.findall(r"^ *```", TEXT[page], flags=re.MULTILINE)) == 2 * kinds.total()
+    for text in blocks(page, "py"):
+        compile(text, page, "exec")
     for text in blocks(page, "json"):
         json.loads(text)
 
