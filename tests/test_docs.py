@@ -246,7 +246,7 @@ def test_every_file_has_a_row():
     text = TEXT["docs/architecture.md"]
     table = text[text.index("## File map") : text.index("## Beside two other codebases")]
     for file in [*ROOT.glob("*.py"), ROOT / "chat_template.jinja"]:
-        assert f"`{file.name}`" in table, file.name
+        assert f"`{file.name}`" in table, f"the file map of docs/architecture.md has no row for {file.name}"
 
 
 def test_comparison_has_the_rows_that_its_command_prints():
@@ -299,5 +299,6 @@ def test_walks_are_as_drawn(saved_folder):
         assert len(drawn) <= 8
         assert len(set(drawn)) == len(drawn), "a file is entered twice"
         entered, _ = files_entered(call)
-        assert set(drawn) <= entered
-        assert entered - set(drawn) <= beside
+        assert set(drawn) <= entered, f"drawn in docs/architecture.md, not entered: {set(drawn) - entered}"
+        unnamed = entered - set(drawn) - beside
+        assert not unnamed, f"docs/architecture.md does not name them beside the walks: {unnamed}"
