@@ -32,7 +32,7 @@ chat: $(VENV)/ready  ## Ask about the examples, or: make chat IMAGE=path QUESTIO
 demo: $(DEMO)/ready  ## A page to try a checkpoint, or: make demo MODEL=folder OPTIONS="--dtype bfloat16 --port 7860"
 	@$(OFFLINE) $(DEMO)/bin/python -m examples.demo --model "$(MODEL)" $(OPTIONS)
 
-pictures: $(VENV)/ready $(DEMO)/ready  ## The README's pictures anew
+pictures: $(VENV)/ready $(DEMO)/ready  ## Draw the documents' images again
 	$(RUN) docs/draw.py
 	DEMO_SCREENSHOT=docs/demo.png $(OFFLINE) $(DEMO)/bin/python -m pytest -m slow tests/test_demo.py -k conversation
 

@@ -30,7 +30,7 @@ from PIL import Image
 from transformers import AddedToken, AutoProcessor, GenerationConfig
 
 
-# Where the package answers differently on purpose (README, "Differences from the official code").
+# Where the package answers differently on purpose (docs/fidelity.md).
 DELIBERATE = ("special tokens", "empty answer", "empty question", "more <image>")
 CASES = ("c01_v15_26b", "c02_mini_2b", "c05_v12_llama", "c06_qwen2", "c11_chat_history", "c14_internvl2_5_qwen2")
 CASES += ("c16_internvl3_5_qwen3", "c17_internvl3_5_moe", "c18_internvl3_5_gpt_oss", "c20_internvl3_qwen2_long")
