@@ -14,6 +14,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import can_return_tuple
 
+from .cache_internvl import GrowingCache, GrowingCacheMixin
 from .compat_internvl import (
     CACHE_NAMES,
     TP_PLAN_OF_HEAD,
@@ -32,7 +33,6 @@ from .compat_internvl import (
     update_cache,
 )
 from .configuration_internlm2 import InternLM2Config
-from .generation_internvl import GrowingCache, GrowingCacheMixin
 from .loss_internvl import next_token_loss
 
 

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple, logging
 
 from .answer_internvl import Answerer  # noqa: F401 (as `History` below)
+from .cache_internvl import GrowingCacheMixin
 from .chat_internvl import ChatMixin
 from .compat_internvl import (
     CACHE_NAMES,
@@ -38,7 +39,7 @@ from .compat_internvl import (
 )
 from .configuration_internvl_chat import InternVLChatConfig
 from .conversation_internvl import History  # noqa: F401 (Transformers before 5.9 copies only what is imported here)
-from .generation_internvl import GrowingCacheMixin, ImageGenerationMixin, answering, is_further_step
+from .generation_internvl import ImageGenerationMixin, answering, is_further_step
 from .image_features_internvl import (
     EncodedImages,
     ImageInput,

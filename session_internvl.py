@@ -28,8 +28,9 @@ from .answer_internvl import (
     scored_answer,
     unshared_logprobs,
 )
+from .cache_internvl import GrowingCache, stretching_limit
 from .conversation_internvl import History, Piece, PromptEncoder, ids_of
-from .generation_internvl import GrowingCache, answering, stretching_limit
+from .generation_internvl import answering
 from .image_features_internvl import EncodedImages, ImageInput, count_tiles
 from .prompt_format_internvl import IMAGE_PLACEHOLDER
 from .streaming_internvl import AnswerStream, stream_answer

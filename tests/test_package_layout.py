@@ -35,6 +35,7 @@ LAYERS = {
     "loss_internvl": 1,
     "compat_internvl": 0,
     "quantization_internvl": 0,
+    "cache_internvl": 1,
     "configuration_internvl_chat": 1,
     "modeling_intern_vit": 1,
     "modeling_internlm2": 2,

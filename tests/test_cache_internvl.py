@@ -6,8 +6,8 @@ import weakref
 
 import pytest
 import torch
+from internvl_chat.cache_internvl import SPARE_TOKENS, GrowingCache, GrowingLayer, stretching_limit
 from internvl_chat.configuration_internlm2 import InternLM2Config
-from internvl_chat.generation_internvl import SPARE_TOKENS, GrowingCache, GrowingLayer, stretching_limit
 from internvl_chat.modeling_internlm2 import InternLM2ForCausalLM
 from transformers import DynamicCache, Phi3Config, Qwen2Config
 from transformers.cache_utils import DynamicLayer
