@@ -11,7 +11,7 @@ Pixels are converted in strips of rows, so that beside an image and its RGB form
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
 from typing import Any, BinaryIO
@@ -58,12 +58,18 @@ def flatten_images(images: Any) -> list[Any]:
     return [images]
 
 
-def check_image(image: Any, name: str, reader: MediaReader) -> None:
-    """Refuse an image that can be refused before it is opened.
+def check_images(images: Sequence[Any], reader: MediaReader) -> None:
+    """Refuse the images of a call that can be refused before the first of them is opened.
 
     Raises:
         TypeError, ValueError, OSError: As `open_picture`.
     """
+    for index, image in enumerate(images):
+        check_image(image, f"images[{index}]", reader)
+
+
+def check_image(image: Any, name: str, reader: MediaReader) -> None:
+    """Refuse an image that can be refused before it is opened, see `check_images`."""
     if not isinstance(image, (Image.Image, np.ndarray, torch.Tensor)):
         _check_type(image, name)
         reader.check(image, name)
@@ -107,7 +113,8 @@ def open_picture(
             if reader.is_text(image):
                 raise reader.unknown_text(image, name) from error
             raise
-    if not isinstance(image, (np.ndarray, torch.Tensor)):
+    is_counted = isinstance(image, (np.ndarray, torch.Tensor)) or getattr(picture, "counted_by", None) is reader
+    if not is_counted:  # as arrays and the frames of a video are
         reader.count_pixels(picture.width * picture.height, name)
     return picture
 
