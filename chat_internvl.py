@@ -393,7 +393,7 @@ def _tiles_by_default(pixel_values: torch.Tensor | EncodedImages) -> list[int]:
 def _as_numbers(counts: Any) -> list[int]:
     """Take counts from lists, arrays or tensors; the image processor returns the latter."""
     try:
-        return [index(count) for count in _as_list(counts)]
+        return [index(None if isinstance(count, bool) else count) for count in _as_list(counts)]
     except TypeError as error:
         raise ValueError(f"num_patches_list holds {counts!r}; expected whole numbers.") from error
 

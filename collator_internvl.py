@@ -4,8 +4,9 @@
 prompts are those of `chat` and the processor, piece by piece.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from reprlib import repr as shortened
 from typing import Any
 
 import torch
@@ -90,6 +91,8 @@ class ConversationCollator:
         Returns:
             See `__call__`.
         """
+        if not encoded:
+            raise ValueError("There are no rows; expected at least one conversation.")
         padding = {"input_ids": self.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORED_LABEL}
         batch = {
             name: pad_sequence([row[name] for row in encoded], batch_first=True, padding_value=value)
@@ -179,6 +182,8 @@ def _learned_messages(row: dict[str, Any]) -> list[tuple[str, list[Any]]]:
 
     The row stays as it is.
     """
+    if not isinstance(row, Mapping):
+        raise TypeError(f"A row is {shortened(row)}; expected a dict with messages, as the rows of a data set are.")
     if not isinstance(row.get("messages"), (list, tuple)):
         raise ValueError(
             f"A row has {', '.join(row)}; expected messages, a list of dicts with role and content. InternVL's own "

@@ -44,10 +44,13 @@ from .generation_internvl import ImageGenerationMixin, answering, is_further_ste
 from .image_features_internvl import (
     EncodedImages,
     PromptFeatures,
+    check_encoded,
     check_image_tokens,
     feature_index,
+    fingerprint_of,
     insert_features,
 )
+from .inputs_internvl import check_features, check_tiles, fitting_mask, is_ids, token_ids
 from .loading_internvl import check_loaded
 from .loss_internvl import next_token_loss
 from .modeling_intern_vit import InternVisionModel
@@ -292,7 +295,7 @@ class InternVLChatModel(
         """
         if vision_batch_size is None and not self.training:
             vision_batch_size = self.config.vision_batch_size
-        if vision_batch_size is not None and vision_batch_size < 1:
+        if vision_batch_size is not None and (vision_batch_size is True or vision_batch_size < 1):
             raise ValueError(f"vision_batch_size is {vision_batch_size}; expected at least 1 tile, or None.")
         if return_dict:
             output = self._vision_output(pixel_values, output_hidden_states, output_attentions)
@@ -361,10 +364,19 @@ class InternVLChatModel(
         num_tiles = tiles_of_one_conversation(pixel_values, num_patches_list)
         if not num_tiles:
             raise ValueError("There are no pictures to encode; give their tiles, as the image processor makes them.")
-        _check_finite(pixel_values)
+        check_tiles(pixel_values)
         with answering(self):
             features = self.get_image_features(pixel_values, vision_batch_size)
-        return EncodedImages(features, tuple(num_tiles))
+        return EncodedImages(features, tuple(num_tiles), fingerprint_of(self.config, self.dtype))
+
+    def check_encoded(self, images: EncodedImages) -> None:
+        """Make sure that encoded images are this model's.
+
+        Raises:
+            ValueError: If they are another's.
+        """
+        hidden, tile_tokens = self.config.llm_config.hidden_size, self.num_image_token
+        check_encoded(images, fingerprint_of(self.config, self.dtype), hidden, tile_tokens)
 
     def start_chat(
         self,
@@ -420,10 +432,9 @@ class InternVLChatModel(
         """
         if pixel_values is not None and visual_features is not None:
             raise ValueError("Give pixel_values or visual_features, not both: the features would be computed twice.")
-        if isinstance(pixel_values, EncodedImages):
-            pixel_values, visual_features = None, pixel_values.features
-        if visual_features is not None:
-            rows = _flagged(visual_features, image_flags).flatten(0, -2)  # (features, hidden)
+        ready = self._ready_features(pixel_values, visual_features)
+        if ready is not None:
+            rows = _flagged(ready, image_flags).flatten(0, -2)  # (features, hidden)
             return rows if len(rows) else None, None
         if image_flags is not None and pixel_values is None:
             raise ValueError(
@@ -431,7 +442,8 @@ class InternVLChatModel(
             )
         dummy = pixel_values if self.training else None
         if pixel_values is not None:
-            _check_finite(pixel_values)
+            if not is_traced():
+                check_tiles(pixel_values)
             tiles = _flagged(pixel_values, image_flags)
             if len(tiles):
                 return self.get_image_features(tiles, vision_batch_size).flatten(0, 1), None  # (features, hidden)
@@ -441,6 +453,17 @@ class InternVLChatModel(
         if dummy is None:
             return None, None
         return None, 0.0 * self.get_image_features(dummy, vision_batch_size).sum()
+
+    def _ready_features(
+        self, pixel_values: torch.Tensor | EncodedImages | None, visual_features: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Return the features of images that are encoded already, None if they are not."""
+        if isinstance(pixel_values, EncodedImages):
+            self.check_encoded(pixel_values)
+            return pixel_values.features
+        if visual_features is not None and not is_traced():
+            check_features(visual_features, self.config.llm_config.hidden_size)
+        return visual_features
 
     def embed_inputs(
         self,
@@ -492,6 +515,8 @@ class InternVLChatModel(
             raise ValueError("Neither input_ids nor inputs_embeds are given; give one of them.")
         embedding = self.get_input_embeddings()
         if input_ids is not None:
+            if not is_traced():
+                input_ids = token_ids(input_ids, getattr(embedding, "num_embeddings", None))
             input_ids = input_ids.to(self.device)
             is_image = input_ids == image_token_id
             inputs_embeds = embedding(input_ids) if inputs_embeds is None else inputs_embeds.to(self.device)
@@ -560,7 +585,7 @@ class InternVLChatModel(
             TypeError: If an argument is misspelt.
             ValueError: If text and images do not fit, or arguments contradict each other.
         """
-        if _is_ids(pixel_values):
+        if is_ids(pixel_values):
             if input_ids is not None:
                 raise ValueError("pixel_values are integers beside input_ids; expected tiles of floating point.")
             pixel_values, input_ids = None, pixel_values
@@ -572,7 +597,11 @@ class InternVLChatModel(
             "vision_batch_size": vision_batch_size,
         }
         slot = first_slot(past_key_values, kwargs)
+        if isinstance(input_ids, (list, tuple)) or getattr(input_ids, "ndim", 2) != 2:
+            input_ids = token_ids(input_ids, None)
         inputs_embeds = self.embeds_of_step(input_ids, inputs_embeds, images, past_key_values, prompt_features, slot)
+        if isinstance(slot, int) and not is_traced():
+            attention_mask = fitting_mask(attention_mask, len(inputs_embeds), inputs_embeds.shape[1] + slot)
         # Not an argument by name: Transformers' trainer takes each argument called so for one that batches must have.
         shift_labels = kwargs.pop("shift_labels", None)
         has_labels = labels is not None or shift_labels is not None
@@ -676,20 +705,6 @@ def _flagged(tiles: torch.Tensor, image_flags: torch.Tensor | None) -> torch.Ten
     if len(image_flags) != len(tiles):
         raise ValueError(f"There are {len(image_flags)} image_flags for {len(tiles)} tiles; give one each.")
     return tiles[(image_flags == 1).to(tiles.device)]
-
-
-def _check_finite(pixel_values: torch.Tensor) -> None:
-    # The extremes pass NaN on, and need no memory beside the pixels.
-    if is_traced() or not pixel_values.numel():
-        return
-    if not torch.isfinite(torch.stack(pixel_values.aminmax())).all():
-        raise ValueError("pixel_values holds NaN or infinite values; check the image and its preprocessing.")
-
-
-def _is_ids(pixel_values: Any) -> bool:
-    """Say whether the first argument of `forward` is token ids: pixels are floating point in four dimensions."""
-    is_tensor = isinstance(pixel_values, torch.Tensor)
-    return is_tensor and pixel_values.ndim == 2 and not pixel_values.is_floating_point()
 
 
 def _check_loss_arguments(

@@ -6,6 +6,7 @@ image tokens of that image's tiles, each `<video>` first one `<image>` for each 
 
 import re
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from reprlib import repr as shortened
 from typing import Any
 
@@ -25,6 +26,7 @@ from .collator_internvl import ConversationCollator
 from .conversation_internvl import PromptEncoder, Visual, decode_answer, media_apart, prepare_conversation
 from .grounding_internvl import GroundingMixin
 from .image_loading_internvl import check_images, flatten_images
+from .inputs_internvl import check_dense
 from .media_internvl import MediaReader
 from .prompt_format_internvl import (
     IMAGE_CONTEXT_TOKEN,
@@ -458,6 +460,7 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         pad_to_multiple_of: int | None = None,
     ) -> dict[str, Any]:
         """Truncate and pad rows of ids, never within an image."""
+        _check_padding(padding_side, pad_to_multiple_of)
         if max_length is not None:
             _check_length(max_length, is_used=truncation is not None or padding == "max_length")
         if truncation:
@@ -523,6 +526,8 @@ def _rows_of_ids(token_ids: Any) -> list[list[int]]:
     Raises:
         ValueError: If they are something else.
     """
+    if isinstance(token_ids, torch.Tensor):
+        check_dense(token_ids, "The token ids", "(batch, seq) or (seq,)")
 
     def plain(values: Any) -> Any:
         values = values.tolist() if hasattr(values, "tolist") else values
@@ -532,7 +537,7 @@ def _rows_of_ids(token_ids: Any) -> list[list[int]]:
     if isinstance(rows, list) and not any(isinstance(row, list) for row in rows):
         rows = [rows]
     if not isinstance(rows, list) or not all(
-        isinstance(row, list) and all(isinstance(token_id, int) for token_id in row) for row in rows
+        isinstance(row, list) and all(_is_whole(token_id) and token_id >= 0 for token_id in row) for row in rows
     ):
         raise ValueError(
             f"The token ids are {shortened(token_ids)}, expected (batch, seq) or (seq,), as generate returns them."
@@ -540,9 +545,20 @@ def _rows_of_ids(token_ids: Any) -> list[list[int]]:
     return rows
 
 
-def _check_length(max_length: int, is_used: bool) -> None:
-    if max_length < 1:
-        raise ValueError(f"max_length is {max_length}, expected at least 1.")
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _check_padding(padding_side: Any, pad_to_multiple_of: Any) -> None:
+    if padding_side not in (None, "left", "right"):
+        raise ValueError(f"padding_side is {padding_side!r}, expected 'left' or 'right'.")
+    if pad_to_multiple_of is not None and (not _is_whole(pad_to_multiple_of) or pad_to_multiple_of < 1):
+        raise ValueError(f"pad_to_multiple_of is {pad_to_multiple_of!r}, expected a whole number of at least 1.")
+
+
+def _check_length(max_length: Any, is_used: bool) -> None:
+    if not _is_whole(max_length) or max_length < 1:
+        raise ValueError(f"max_length is {max_length!r}, expected a whole number of at least 1.")
     if not is_used:
         raise ValueError(f"max_length is {max_length}: say truncation=True or padding='max_length' as well.")
 

@@ -5,6 +5,7 @@ written as `chat` writes it, and only what follows its longest common beginning 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -200,7 +201,8 @@ class ChatSession:
         if pixel_values is None:
             return []
         if isinstance(pixel_values, EncodedImages):
-            return EncodedImages(pixel_values.features, tuple(num_tiles)).split()
+            self.model.check_encoded(pixel_values)
+            return replace(pixel_values, num_tiles=tuple(num_tiles)).split()
         return self.model.encode_images(pixel_values, num_tiles).split()
 
     @torch.no_grad()
@@ -215,6 +217,8 @@ class ChatSession:
         """Answer a question after some turns; only then do they become the history."""
         model, tokenizer = self.model, self.tokenizer
         turns = checked_turns(past, question)
+        for picture in pictures:  # they may have been edited
+            self.model.check_encoded(picture)
         num_tiles, tile_tokens = [len(picture) for picture in pictures], _common_tile_tokens(pictures)
         input_ids = model._prompt(tokenizer, turns, num_tiles, tile_tokens, self.system)
         generation_config = self.generation_config if generation_config is None else generation_config

@@ -198,6 +198,8 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
         return self.sp_model.piece_to_id(token)
 
     def _convert_id_to_token(self, index: int) -> str:
+        if not 0 <= index < self.vocab_size:
+            raise ValueError(f"The id {index} is no token's; expected 0 to {len(self) - 1}: leave out other ids.")
         return self.sp_model.id_to_piece(index)
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
