@@ -51,7 +51,7 @@ from .image_features_internvl import (
     insert_features,
 )
 from .inputs_internvl import check_features, check_tiles, fitting_mask, is_ids, token_ids
-from .loading_internvl import check_loaded
+from .loading_internvl import check_loaded, naming_broken_files
 from .loss_internvl import next_token_loss
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
@@ -195,9 +195,10 @@ class InternVLChatModel(
         if subfolder and os.path.isdir(folder):
             pretrained_model_name_or_path, subfolder = folder, ""
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, subfolder=subfolder, output_loading_info=True, **kwargs
-        )
+        with naming_broken_files(os.path.join(pretrained_model_name_or_path or "", subfolder)):
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, subfolder=subfolder, output_loading_info=True, **kwargs
+            )
         if strict:
             check_loaded(pretrained_model_name_or_path, info)
         return (model, info) if wants_info else model
