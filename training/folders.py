@@ -69,7 +69,15 @@ def load_model(folder: Path | str, **options: Any) -> PreTrainedModel:
     return AutoModelForImageTextToText.from_pretrained(place, **{"dtype": "auto", **options}, **where)
 
 
-def load_processor(folder: Path | str) -> ProcessorMixin:
-    """Load the processor of a checkpoint folder, see `located`."""
+def load_processor(folder: Path | str, **options: Any) -> ProcessorMixin:
+    """Load the processor of a checkpoint folder, see `located`.
+
+    Args:
+        folder: See `located`.
+        **options: What `from_pretrained` takes.
+
+    Returns:
+        The processor.
+    """
     place, where = located(folder)
-    return AutoProcessor.from_pretrained(place, **where)
+    return AutoProcessor.from_pretrained(place, **options, **where)
