@@ -189,6 +189,8 @@ def _learned_messages(row: dict[str, Any]) -> list[tuple[str, list[Any]]]:
             f"A row has {', '.join(row)}; expected messages, a list of dicts with role and content. InternVL's own "
             "files with conversations are read by training.conversations.read_conversations."
         )
+    if not all(isinstance(message, Mapping) for message in row["messages"]):
+        raise ValueError(f"A row's messages are {shortened(row['messages'])}; expected dicts with role and content.")
     messages = [(one["role"], read_content(one.get("content"))) for one in checked_messages(row["messages"])]
     asked = [index for index, (role, _) in enumerate(messages) if role not in ("system", "assistant")]
     begins = min(asked, default=len(messages))

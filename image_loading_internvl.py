@@ -186,8 +186,11 @@ def _check_type(image: Any, name: str) -> None:
 
 def _open_encoded(data: bytes, name: str, reader: MediaReader) -> Image.Image:
     """Open the bytes of an image file, or base64 text of them, without decoding the pixels."""
+    file = BytesIO(data)
     try:
-        return Image.open(BytesIO(data), formats=_formats(reader))
+        picture = Image.open(file, formats=_formats(reader))
+        picture.encoded = file
+        return picture
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"{name} is too large to be decoded safely ({error}): make it smaller, or raise "
@@ -225,6 +228,8 @@ def _decoded(picture: Image.Image, name: str) -> Image.Image:
             # A frame of an animation, or an attempt that failed: a second one might take half an image for a whole.
             picture = _reopened(picture)
         picture.load()
+        if hasattr(picture, "encoded") and not getattr(picture, "is_animated", False):
+            picture.encoded.close()  # this package's own; Pillow holds on to the bytes of some formats
     except Exception as error:  # decoders raise whatever damage makes of them
         # Pillow leaves the part that it could decode as if it were the image; now it refuses it itself.
         given.tile = given.im = None

@@ -21,6 +21,7 @@ from transformers import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import Unpack
 
 from .image_loading_internvl import check_image, check_images, flatten_images, open_picture, picture_size, to_rgb
+from .inputs_internvl import check_return_tensors
 from .media_internvl import MediaPolicy, MediaReader, MediaRefusedError
 from .media_internvl import media_policy as read_policy
 from .tile_pixels_internvl import empty_tiles, pad_to_square, write_tiles
@@ -244,6 +245,7 @@ class InternVLImageProcessor(BaseImageProcessor):
         Raises:
             ValueError, TypeError, OSError: If there is no image, one cannot be read, or a setting is wrong.
         """
+        check_return_tensors(return_tensors)
         groups = _by_prompt(images)
         images = [image for group in groups for image in group]
         if not images:

@@ -99,6 +99,7 @@ def token_ids(value: Any, vocab_size: int | None, name: str = "input_ids") -> to
     if value.ndim not in (1, 2):
         raise ValueError(f"{name} is {tuple(value.shape)}; expected a tensor {IDS}.")
     value = value if value.ndim == 2 else value[None]  # (batch, seq)
+    value = value if value.dtype in (torch.int64, torch.int32) else value.long()
     if vocab_size is not None and value.numel():
         low, high = (int(bound) for bound in value.aminmax())
         if low < 0 or high >= vocab_size:
@@ -119,20 +120,21 @@ def _tensor_of(rows: Any, name: str) -> torch.Tensor:
         ) from error
 
 
-def fitting_mask(attention_mask: Any, batch: int, *lengths: int) -> Any:
-    """Return an attention mask of two dimensions if it fits the tokens; others are Transformers' own.
+def fitting_mask(attention_mask: Any, batch: int, *lengths: int, takes_any: bool = False) -> Any:
+    """Return an attention mask if it fits the tokens.
 
     Args:
         attention_mask: The mask `(batch, length)` as a tensor or a list; for a single row also `(length,)`.
         batch: Number of rows.
         *lengths: Numbers of tokens that it may be for, cached ones included.
+        takes_any: Whether masks as Transformers makes them pass, of four dimensions or no tensors at all.
 
     Raises:
         TypeError, ValueError: If it does not fit.
     """
     if isinstance(attention_mask, (list, tuple)):
         attention_mask = _tensor_of(attention_mask, "attention_mask")
-    if attention_mask is None or isinstance(attention_mask, dict) or getattr(attention_mask, "ndim", 2) > 2:
+    if attention_mask is None or (takes_any and getattr(attention_mask, "ndim", 4) == 4):
         return attention_mask
     expected = f"({batch}, {lengths[-1]}), 1 for each token and 0 for padding"
     check_dense(attention_mask, "attention_mask", expected)
@@ -140,3 +142,13 @@ def fitting_mask(attention_mask: Any, batch: int, *lengths: int) -> Any:
     if found not in [(batch, length) for length in lengths] and (batch != 1 or found not in [(n,) for n in lengths]):
         raise ValueError(f"attention_mask has shape {found}; expected {expected}.")
     return attention_mask if attention_mask.ndim == 2 else attention_mask[None]  # (batch, length)
+
+
+def check_return_tensors(value: Any) -> None:
+    """Refuse kinds of tensors that nothing here makes.
+
+    Raises:
+        ValueError: If it is not "pt", "np" or None.
+    """
+    if value not in ("pt", "np", None):
+        raise ValueError(f"return_tensors is {value!r}, expected 'pt' for tensors, 'np' for arrays, or None.")

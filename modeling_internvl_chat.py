@@ -526,6 +526,8 @@ class InternVLChatModel(
                 inputs_embeds
             )  # (1, hidden)
             is_image = (inputs_embeds == image_embed).all(dim=-1)
+        if not is_image.numel():
+            raise ValueError(f"There are no tokens, but input of shape {tuple(is_image.shape)}; give at least one.")
         if is_image.shape != inputs_embeds.shape[:2]:
             raise ValueError(
                 f"input_ids are {tuple(is_image.shape)} and inputs_embeds {tuple(inputs_embeds.shape)}; expected the "
@@ -602,7 +604,8 @@ class InternVLChatModel(
             input_ids = token_ids(input_ids, None)
         inputs_embeds = self.embeds_of_step(input_ids, inputs_embeds, images, past_key_values, prompt_features, slot)
         if isinstance(slot, int) and not is_traced():
-            attention_mask = fitting_mask(attention_mask, len(inputs_embeds), inputs_embeds.shape[1] + slot)
+            length = inputs_embeds.shape[1] + slot
+            attention_mask = fitting_mask(attention_mask, len(inputs_embeds), length, takes_any=True)
         # Not an argument by name: Transformers' trainer takes each argument called so for one that batches must have.
         shift_labels = kwargs.pop("shift_labels", None)
         has_labels = labels is not None or shift_labels is not None

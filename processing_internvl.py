@@ -26,7 +26,7 @@ from .collator_internvl import ConversationCollator
 from .conversation_internvl import PromptEncoder, Visual, decode_answer, media_apart, prepare_conversation
 from .grounding_internvl import GroundingMixin
 from .image_loading_internvl import check_images, flatten_images
-from .inputs_internvl import check_dense
+from .inputs_internvl import check_dense, check_return_tensors
 from .media_internvl import MediaReader
 from .prompt_format_internvl import (
     IMAGE_CONTEXT_TOKEN,
@@ -219,6 +219,7 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
             ValueError: If images or videos and their places do not fit, truncation would cut into an image, text is
                 no text, or nothing is given; further errors as the image processor and `frames_of` say.
         """
+        check_return_tensors(return_tensors)
         text_kwargs, image_kwargs, num_frames = self._split_kwargs(kwargs)
         if text is None:
             if videos is not None:
@@ -315,9 +316,10 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
             For each image its tiles, thumbnail included, times the image tokens of a tile.
         """
         images = [images] if is_size(images) or not isinstance(images, (list, tuple)) else images
-        side = kwargs.get("tile_size") or self.image_processor.tile_size
+        counts = self.count_tiles(self.limited(images, kwargs), kwargs)
+        side = self.image_processor.tile_size if kwargs.get("tile_size") is None else kwargs["tile_size"]
         per_tile = tokens_per_tile(side, side, self.patch_size, self.downsample_factor)
-        return [count * per_tile for count in self.count_tiles(self.limited(images, kwargs), kwargs)]
+        return [count * per_tile for count in counts]
 
     def data_collator(self, control_tokens: bool = False, **settings: Any) -> ConversationCollator:
         """Return what turns rows of conversations into training batches, the loss on all answers.

@@ -130,7 +130,8 @@ def _frames_of_animation(
 ) -> list[Image.Image]:
     frames = []
     try:
-        for index in _indices(getattr(animation, "n_frames", 1), num_frames, reader):
+        total = animation.n_frames if getattr(animation, "is_animated", False) else 1
+        for index in _indices(total, num_frames, reader):
             reader.check_time(name)
             reader.count_pixels(animation.width * animation.height, name)
             animation.seek(index)

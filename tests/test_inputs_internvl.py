@@ -189,6 +189,14 @@ def test_masks_that_do_not_fit(model, mask, error, message):
             call(input_ids=prompt(0), attention_mask=mask)
 
 
+def test_no_tokens(model):
+    for ids in ([], torch.zeros(1, 0, dtype=torch.long), torch.zeros(0, 3, dtype=torch.long)):
+        with pytest.raises(ValueError, match="There are no tokens, but input of shape .*; give at least one"):
+            model(input_ids=ids)
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 1, 5\); expected \(1, 5\)"):
+        model.generate(prompt(0), attention_mask=torch.ones(1, 1, 5))
+
+
 def test_masks_of_a_cache(model):
     cache = model(input_ids=prompt(0), use_cache=True).past_key_values
     with pytest.raises(ValueError, match=r"attention_mask has shape \(1, 5\); expected \(1, 6\)"):
@@ -295,6 +303,11 @@ BAD_CALLS = {
     "a row that is None": (lambda p: p.data_collator()([None]), "A row is None; expected a dict with messages"),
     "no rows": (lambda p: p.data_collator()([]), "There are no rows; expected at least one conversation"),
     "damaged WebP": (lambda p: p(damaged("WEBP")), r"images\[0\] .*(is damaged|no image Pillow can read)"),
+    "unknown tensors": (lambda p: p(IMAGE, return_tensors="tf"), "return_tensors is 'tf', expected 'pt' for tensors"),
+    "messages of text": (
+        lambda p: p.data_collator()([{"messages": ["a"]}]),
+        "A row's messages are .*; expected dicts",
+    ),
     "text to decode as a video": (lambda p: p(text="<video>", videos=[3]), "videos.0. is of type int, expected"),
 }
 
