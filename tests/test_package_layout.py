@@ -60,7 +60,7 @@ LAYERS = {
 CONFIGURATION = "configuration_internvl_chat"
 ENTRIES = ("modeling_internvl_chat", "processing_internvl", "image_processing_internvl", "tokenization_internlm2")
 
-ALLOWED = {"torch", "transformers", "PIL", "numpy", "sentencepiece", *sys.stdlib_module_names}
+ALLOWED = {"torch", "transformers", "PIL", "numpy", "sentencepiece", "safetensors", *sys.stdlib_module_names}
 OPTIONAL = ("flash_attn", "timm", "einops", "peft", "torchvision", "av")
 
 # How Transformers looks for imports: in the text, docstrings and comments included.
