@@ -365,6 +365,8 @@ def _tiles_of_each(
 ) -> list[list[int]]:
     if isinstance(questions, str) or not hasattr(questions, "__len__") or len(questions) == 0:
         raise ValueError(f"questions is {questions!r}; expected a list with at least one question.")
+    if pixel_values is not None:
+        _check_tiles(pixel_values)
     if num_patches_list is None:
         if pixel_values is not None and len(questions) > 1:
             raise ValueError(
