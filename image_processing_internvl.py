@@ -443,7 +443,9 @@ class InternVLImageProcessor(BaseImageProcessor):
         else:
             limits = [self._limit_of_resolution(one) for one in _for_each("resolution", resolution, num_images)]
         changes["max_tiles"] = max(limits, default=1)
-        changes["min_tiles"] = min(changes.get("min_tiles", self.min_tiles), max(changes["max_tiles"], 1))
+        smallest = changes.get("min_tiles", self.min_tiles)
+        if isinstance(smallest, Integral) and not isinstance(smallest, bool):  # all else is refused below
+            changes["min_tiles"] = min(smallest, max(changes["max_tiles"], 1))
         return _settings(current, changes), limits
 
     def _open_all(
