@@ -12,7 +12,7 @@ OPTIONS ?=
 WINDOW_OPTIONS ?=
 LAYOUT ?= 2b
 PEERS_OPTIONS ?=
-BENCHMARKS := preprocessing vision generation memory second_turn loading growth
+BENCHMARKS := preprocessing vision generation drafts memory second_turn loading growth tokenization
 
 .PHONY: chat demo pictures test test-slow test-demo lint pythons format window peers clean bench
 
@@ -66,7 +66,7 @@ bench: $(VENV)/ready $(addprefix bench-,$(BENCHMARKS))  ## All benchmarks: make 
 	$(RUN) -m benchmarks.report
 
 bench-%: $(VENV)/ready
-	$(RUN) -m benchmarks.$* $(if $(filter-out preprocessing,$*),--layout $(LAYOUT))
+	$(RUN) -m benchmarks.$* $(if $(filter-out preprocessing tokenization,$*),--layout $(LAYOUT))
 
 clean:
 	rm -rf $(VENV) .venvs

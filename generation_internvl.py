@@ -7,12 +7,13 @@ makes of the first steps, `input_ids` are the prompt, and `PromptFeatures` says 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformers import Cache
+from transformers import Cache, GenerationConfig, GenerationMixin
 from transformers.utils import logging
 
 from .compat_internvl import PREFILL_CHUNKS_IGNORE_CACHE, DraftInputsMixin, first_slot, is_paged, pop_cache
@@ -27,7 +28,7 @@ GUESSING_ARGUMENTS = ("assistant_model", "prompt_lookup_num_tokens")
 
 
 class ImageGenerationMixin(DraftInputsMixin):
-    """Images for `GenerationMixin`, in a model with `config`, `encode_tiles_for_text` and `embed_inputs`."""
+    """Images for `GenerationMixin`, in a model with `config`, `image_rows` and `embed_inputs`."""
 
     # Whether `generate` takes `prompt_features`; a text-only assistant does not.
     takes_prompt_features = True
@@ -101,13 +102,15 @@ class ImageGenerationMixin(DraftInputsMixin):
                 kwargs["prompt_features"] = self._prompt_features(input_ids, images, image_token_id, cache, kwargs)
             return super().generate(input_ids, generation_config, past_key_values=cache, **kwargs)
 
-    def generate_batch(self, inputs: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> Any:
-        """Continue many prompts of text by continuous batching, see `ContinuousMixin.generate_batch`.
+    def generate_batch(
+        self, inputs: Sequence[Sequence[int]], generation_config: GenerationConfig | None = None, **kwargs: Any
+    ) -> Any:
+        """Continue many prompts of text by continuous batching, in the language model.
 
         Args:
             inputs: The ids of each prompt.
-            *args: See `ContinuousMixin.generate_batch`.
-            **kwargs: See `ContinuousMixin.generate_batch`.
+            generation_config: Settings of all prompts; None for the model's own.
+            **kwargs: Everything else that `ContinuousMixin.generate_batch` takes.
 
         Returns:
             What `ContinuousMixin.generate_batch` returns.
@@ -121,8 +124,27 @@ class ImageGenerationMixin(DraftInputsMixin):
                     f"inputs[{number}] has image tokens, but continuous batching passes no images to the model; use "
                     "generate() or batch_chat() for prompts with images."
                 )
+        settings = self.generation_config if generation_config is None else generation_config
         with answering(self):
-            return super().generate_batch(inputs, *args, **kwargs)
+            return self.language_model.generate_batch(inputs, generation_config=settings, **kwargs)
+
+    @wraps(GenerationMixin.prepare_inputs_for_generation)  # generate asks its signature what a model can do
+    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the inputs of one step; the images of the prompt are among them until the whole prompt is read.
+
+        Args:
+            input_ids: All tokens so far, `(batch, seq)`.
+            *args: See `GenerationMixin.prepare_inputs_for_generation`.
+            **kwargs: See `GenerationMixin.prepare_inputs_for_generation`.
+
+        Returns:
+            Arguments of `forward`.
+        """
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        given, step = inputs.get("prompt_features"), inputs.get("input_ids")
+        if given is not None and step is not None and input_ids.shape[1] - step.shape[1] >= given.index.shape[1]:
+            del inputs["prompt_features"]
+        return inputs
 
     def draft_inputs(self, assistant_model: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the inputs of an assistant: one for text alone guesses after the image tokens without their features.

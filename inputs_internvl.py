@@ -1,4 +1,4 @@
-"""The wall against callers, for tensors: token ids, masks, tiles and image features, checked before they are computed.
+"""The wall against callers: ids, masks, tiles, features and options of a call, checked before anything is computed.
 
 What is unambiguous is accepted: ids as a list, or one row of them. Everything else is refused in a sentence that says
 what was found and what was expected. Nothing here runs in a traced graph.
@@ -7,6 +7,7 @@ Shape legend: `tiles` in the batch, `tile_tokens` image tokens of one tile, `bat
 model's width.
 """
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ TILES = "(tiles, 3, height, width) of floating point, as the image processor mak
 FEATURES = "(tiles, tile_tokens, hidden) of floating point, as get_image_features makes them"
 IDS = "(batch, seq) of token ids"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+AUDIO_KWARGS = ("audio", "audios")
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -152,3 +154,51 @@ def check_return_tensors(value: Any) -> None:
     """
     if value not in ("pt", "np", None):
         raise ValueError(f"return_tensors is {value!r}, expected 'pt' for tensors, 'np' for arrays, or None.")
+
+
+def refuse_audio(kwargs: dict[str, Any]) -> None:
+    """Take audio out of the arguments of a call, as callers for many kinds of models give it empty.
+
+    Raises:
+        ValueError: If there is any.
+    """
+    for name in AUDIO_KWARGS:
+        given = kwargs.pop(name, None)
+        if _has_any(given):
+            raise ValueError(
+                f"{name} is given, and InternVL reads no audio; expected images and videos: leave it out."
+            )
+
+
+def _has_any(value: Any) -> bool:
+    """Whether a value is neither None nor a list of nothing else."""
+    return any(map(_has_any, value)) if isinstance(value, (list, tuple)) else value is not None
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_padding(padding_side: Any, pad_to_multiple_of: Any) -> None:
+    """Refuse a side, or a multiple, to which nothing can be padded.
+
+    Raises:
+        ValueError: If one is something else.
+    """
+    if padding_side not in (None, "left", "right"):
+        raise ValueError(f"padding_side is {padding_side!r}, expected 'left' or 'right'.")
+    if pad_to_multiple_of is not None and (not is_whole(pad_to_multiple_of) or pad_to_multiple_of < 1):
+        raise ValueError(f"pad_to_multiple_of is {pad_to_multiple_of!r}, expected a whole number of at least 1.")
+
+
+def check_length(max_length: Any, is_used: bool) -> None:
+    """Refuse a length that is no number, or that nothing asks for.
+
+    Raises:
+        ValueError: If so.
+    """
+    if not is_whole(max_length) or max_length < 1:
+        raise ValueError(f"max_length is {max_length!r}, expected a whole number of at least 1.")
+    if not is_used:
+        raise ValueError(f"max_length is {max_length}: say truncation=True or padding='max_length' as well.")

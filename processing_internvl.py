@@ -6,13 +6,11 @@ image tokens of that image's tiles, each `<video>` first one `<image>` for each 
 
 import re
 from collections.abc import Iterable, Sequence
-from numbers import Integral
 from reprlib import repr as shortened
 from typing import Any
 
 import torch
 from transformers import (
-    AutoTokenizer,
     BaseImageProcessor,
     BatchFeature,
     PretrainedConfig,
@@ -20,13 +18,22 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.tokenization_auto import AutoTokenizer, get_tokenizer_config
 from transformers.utils import logging
 
 from .collator_internvl import ConversationCollator
 from .conversation_internvl import PromptEncoder, Visual, decode_answer, media_apart, prepare_conversation
 from .grounding_internvl import GroundingMixin
 from .image_loading_internvl import check_images, flatten_images
-from .inputs_internvl import check_dense, check_return_tensors
+from .image_processing_internvl import InternVLImageProcessor
+from .inputs_internvl import (
+    check_dense,
+    check_length,
+    check_padding,
+    check_return_tensors,
+    is_whole,
+    refuse_audio,
+)
 from .media_internvl import MediaReader
 from .prompt_format_internvl import (
     IMAGE_CONTEXT_TOKEN,
@@ -36,14 +43,16 @@ from .prompt_format_internvl import (
     PromptFormat,
     prompt_format,
 )
+from .tile_pixels_internvl import write_tiles  # noqa: F401 (some releases copy only what this file names)
 from .tiling_internvl import is_size, tokens_per_tile
 from .token_map_internvl import TokenMapMixin
+from .tokenization_internlm2 import InternLM2Tokenizer
+from .tokenization_internlm2_fast import InternLM2TokenizerFast
 from .video_internvl import check_videos, frames_of, is_clip
 
 
 # What callers of Transformers' processors pass for the text; everything else is a setting of the image processor.
 TEXT_KWARGS = ("padding", "padding_side", "truncation", "max_length", "pad_to_multiple_of", "add_special_tokens")
-AUDIO_KWARGS = ("audio", "audios")
 # Passed by Transformers' own callers, and of no consequence here: the model has no token types.
 IGNORED_KWARGS = ("return_mm_token_type_ids", "return_token_type_ids", "do_sample_frames")
 # Under which callers of Transformers' processors nest them.
@@ -54,8 +63,44 @@ CALL_KWARGS = (*TEXT_KWARGS, *IGNORED_KWARGS, *NESTING_KWARGS, "images", "videos
 KEPT_KWARGS = {"auto_map", "processor_class", "media_policy"}
 # Under which a folder is found.
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+# What the Auto classes read themselves, and a class that is loaded directly must not see.
+AUTO_KWARGS = ("trust_remote_code", "code_revision", "use_fast", "backend", "config", "_from_auto")
 
 logger = logging.get_logger(__name__)
+
+
+def _names_in(settings: dict[str, Any], auto_class: str) -> set[str]:
+    """Return the names of the classes that the `auto_map` of a file gives for an Auto class."""
+    auto_map = settings.get("auto_map") or {}
+    named = auto_map.get(auto_class) if isinstance(auto_map, dict) else auto_map
+    return {name.rsplit(".", 1)[-1] for name in ([named] if isinstance(named, str) else named or []) if name}
+
+
+def _load_image_processor(path: str, **kwargs: Any) -> BaseImageProcessor:
+    """Load the package's image processor, or the other one whose code the folder names."""
+    hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
+    settings, _ = InternVLImageProcessor.get_image_processor_dict(path, **hub_kwargs)
+    if _names_in(settings, "AutoImageProcessor") - {InternVLImageProcessor.__name__}:
+        return AutoImageProcessor.from_pretrained(path, **kwargs)
+    return _load_own(InternVLImageProcessor, path, kwargs)
+
+
+def _load_tokenizer(path: str, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """Load the package's tokenizer where the folder names it, the fast one first, else the one that it names."""
+    settings = get_tokenizer_config(path, **{name: kwargs[name] for name in HUB_KWARGS if name in kwargs})
+    named = {settings.get("tokenizer_class"), *_names_in(settings, "AutoTokenizer")}
+    wants_slow = kwargs.get("backend") == "sentencepiece" or kwargs.get("use_fast") is False
+    if InternLM2TokenizerFast.__name__ in named and not wants_slow:
+        return _load_own(InternLM2TokenizerFast, path, kwargs)
+    if named & {InternLM2Tokenizer.__name__, InternLM2TokenizerFast.__name__}:
+        return _load_own(InternLM2Tokenizer, path, kwargs)
+    return AutoTokenizer.from_pretrained(path, **kwargs)
+
+
+def _load_own(part: type, path: str, kwargs: dict[str, Any]) -> Any:
+    """Load a part by its own class, as the Auto classes do it: saving the part then saves its code."""
+    part.register_for_auto_class()
+    return part.from_pretrained(path, **{name: value for name, value in kwargs.items() if name not in AUTO_KWARGS})
 
 
 class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
@@ -160,17 +205,18 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
     ) -> list[Any]:
         """Load the parts; Transformers calls this.
 
-        Some releases between 5.0 and 5.23 find AutoImageProcessor only where torchvision is installed; imported from
-        its own file it needs no torchvision in any of them.
+        The package's own parts come from the files beside this one, so that they are of the processor's commit, and
+        of its repository, whatever `revision`, `code_revision` or `auto_map` said. The Auto classes would look for
+        their code again, without the `code_revision` that brought this file here.
         """
         # Pipelines say the model's type to every part; a tokenizer that keeps it cannot be saved.
         kwargs = {name: value for name, value in kwargs.items() if name not in ("dtype", "torch_dtype")}
-        image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        image_processor = _load_image_processor(pretrained_model_name_or_path, **kwargs)
         settings = [*image_processor.valid_kwargs.__annotations__, "media_policy"]
         kwargs = {name: value for name, value in kwargs.items() if name not in settings}
         # Pipelines pad by the tokenizer's side, and generation continues at the right.
         kwargs = {"padding_side": "left", **kwargs}
-        return [image_processor, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)]
+        return [image_processor, _load_tokenizer(pretrained_model_name_or_path, **kwargs)]
 
     @property
     def model_input_names(self) -> list[str]:
@@ -283,7 +329,7 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         for name in ("tools", "documents"):
             if kwargs.get(name) and name not in str(chat_template or self.chat_template):
                 raise ValueError(f"{name} is given, but the chat template writes no {name}: put them into a message.")
-        _refuse_audio(kwargs)
+        refuse_audio(kwargs)
         call_names = {*CALL_KWARGS, *self.image_processor.valid_kwargs.__annotations__}
         call = {name: kwargs.pop(name) for name in call_names & kwargs.keys()}
         call = {**(call.pop("processor_kwargs", None) or {}), **call}
@@ -358,7 +404,7 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
 
     def _split_kwargs(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], int | None]:
         """Sort out what the tokenizer takes, what the image processor takes, and `num_frames`."""
-        _refuse_audio(kwargs)
+        refuse_audio(kwargs)
         nested = [kwargs.pop(name, None) or {} for name in NESTING_KWARGS]
         # `processor_kwargs`, the last, holds nestings itself.
         nested += [nested[-1].get(name, {}) for name in NESTING_KWARGS[:-1]]
@@ -462,9 +508,9 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         pad_to_multiple_of: int | None = None,
     ) -> dict[str, Any]:
         """Truncate and pad rows of ids, never within an image."""
-        _check_padding(padding_side, pad_to_multiple_of)
+        check_padding(padding_side, pad_to_multiple_of)
         if max_length is not None:
-            _check_length(max_length, is_used=truncation is not None or padding == "max_length")
+            check_length(max_length, is_used=truncation is not None or padding == "max_length")
         if truncation:
             max_length = self.tokenizer.model_max_length if max_length is None else max_length
             for index, row in enumerate(rows):
@@ -486,25 +532,6 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
             return_tensors=return_tensors,
         )
         return {name: padded[name] for name in ("input_ids", "attention_mask")}
-
-
-def _refuse_audio(kwargs: dict[str, Any]) -> None:
-    """Take audio out of the arguments of a call, as callers for many kinds of models give it empty.
-
-    Raises:
-        ValueError: If there is any.
-    """
-    for name in AUDIO_KWARGS:
-        given = kwargs.pop(name, None)
-        if _has_any(given):
-            raise ValueError(
-                f"{name} is given, and InternVL reads no audio; expected images and videos: leave it out."
-            )
-
-
-def _has_any(value: Any) -> bool:
-    """Whether a value is neither None nor a list of nothing else."""
-    return any(map(_has_any, value)) if isinstance(value, (list, tuple)) else value is not None
 
 
 def _checked_prompts(text: Any) -> list[str]:
@@ -539,30 +566,12 @@ def _rows_of_ids(token_ids: Any) -> list[list[int]]:
     if isinstance(rows, list) and not any(isinstance(row, list) for row in rows):
         rows = [rows]
     if not isinstance(rows, list) or not all(
-        isinstance(row, list) and all(_is_whole(token_id) and token_id >= 0 for token_id in row) for row in rows
+        isinstance(row, list) and all(is_whole(token_id) and token_id >= 0 for token_id in row) for row in rows
     ):
         raise ValueError(
             f"The token ids are {shortened(token_ids)}, expected (batch, seq) or (seq,), as generate returns them."
         )
     return rows
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _check_padding(padding_side: Any, pad_to_multiple_of: Any) -> None:
-    if padding_side not in (None, "left", "right"):
-        raise ValueError(f"padding_side is {padding_side!r}, expected 'left' or 'right'.")
-    if pad_to_multiple_of is not None and (not _is_whole(pad_to_multiple_of) or pad_to_multiple_of < 1):
-        raise ValueError(f"pad_to_multiple_of is {pad_to_multiple_of!r}, expected a whole number of at least 1.")
-
-
-def _check_length(max_length: Any, is_used: bool) -> None:
-    if not _is_whole(max_length) or max_length < 1:
-        raise ValueError(f"max_length is {max_length!r}, expected a whole number of at least 1.")
-    if not is_used:
-        raise ValueError(f"max_length is {max_length}: say truncation=True or padding='max_length' as well.")
 
 
 def _line_up(prompt: str, images: Sequence[Any], clips: Sequence[list[Any]], label: str) -> tuple[str, list[Any]]:

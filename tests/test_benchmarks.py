@@ -20,7 +20,7 @@ MODEL = ("--layout", "tiny", "--device", "cpu")
 
 def run(name, folder, *arguments):
     """Run a command as a user would; return its JSON file."""
-    model = () if name == "preprocessing" else MODEL
+    model = () if name in ("preprocessing", "tokenization") else MODEL
     command = [sys.executable, "-m", f"benchmarks.{name}", *SMALL, *model, *arguments, "--output", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -38,6 +38,7 @@ def run(name, folder, *arguments):
         ("memory", ("--tiles", "2"), 2, 1, 2),
         ("second_turn", ("--tiles", "2"), 1, 1, 2),
         ("loading", (), 2, 2, 2),
+        ("tokenization", (), 3, 3, 2),
     ],
 )
 def test_command(name, arguments, cases, compared, subjects, tmp_path):
@@ -52,6 +53,17 @@ def test_command(name, arguments, cases, compared, subjects, tmp_path):
     assert measure.table(rows) in printed
     if name == "second_turn":
         assert rows[0]["note"] == "2 of 2 answers equal"
+
+
+@pytest.mark.slow
+def test_drafts_are_measured_where_all_guesses_are_right_and_where_none_is(tmp_path):
+    result, _ = run("drafts", tmp_path, "--tiles", "1", "--new-tokens", "12", "--dtype", "float32")
+    notes = [(row["who"], float(row["note"].split()[0])) for row in result["rows"]]
+    never, always, embedded = notes[:3], notes[3:6], notes[6:]
+    assert [passes for _, passes in never] == [1, 1, 1]
+    assert always[0] == ("greedy", 1)
+    assert dict(always)["draft model"] >= 4  # five guesses and one token of its own in each pass
+    assert dict(embedded)["prompt lookup"] > 1
 
 
 def panels(rows):
