@@ -4,8 +4,9 @@
 prompts are those of `chat` and the processor, piece by piece.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from reprlib import repr as shortened
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ from .conversation_internvl import (
     read_content,
     split_at,
 )
+from .image_loading_internvl import check_images
+from .media_internvl import MediaReader
 from .prompt_format_internvl import IMAGE_PLACEHOLDER, VIDEO_PLACEHOLDER, PromptFormat, Turn
 from .tiling_internvl import tokens_per_tile
+from .video_internvl import check_videos
 
 
 IGNORED_LABEL = -100
@@ -88,6 +92,8 @@ class ConversationCollator:
         Returns:
             See `__call__`.
         """
+        if not encoded:
+            raise ValueError("There are no rows; expected at least one conversation.")
         padding = {"input_ids": self.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": IGNORED_LABEL}
         batch = {
             name: pad_sequence([row[name] for row in encoded], batch_first=True, padding_value=value)
@@ -113,8 +119,8 @@ class ConversationCollator:
         Raises:
             ValueError: See `__call__`.
         """
-        turns, images = self._read(row)
-        tiles, num_tiles = self.processor.tiles_of([images], self.settings) if images else (None, [])
+        turns, images, reader = self._read(row)
+        tiles, num_tiles = self.processor.tiles_of([images], self.settings, reader) if images else (None, [])
         ids, labels = self._ids(turns, [int(count) for count in num_tiles])
         input_ids = torch.tensor(ids)
         row = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": torch.tensor(labels)}
@@ -132,8 +138,8 @@ class ConversationCollator:
         Raises:
             ValueError: See `__call__`.
         """
-        turns, images = self._read(row)
-        num_tiles = self.processor.count_tiles(images, self.settings) if images else []
+        turns, images, reader = self._read(row)
+        num_tiles = self.processor.count_tiles(images, self.settings, reader) if images else []
         return len(self._ids(turns, num_tiles)[0])
 
     def _ids(self, turns: Sequence[Turn], num_tiles: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -151,19 +157,27 @@ class ConversationCollator:
         labels = (piece.ids if piece.kind == "answer" else [IGNORED_LABEL] * len(piece.ids) for piece in pieces)
         return ids_of(pieces), [label for piece_labels in labels for label in piece_labels]
 
-    def _read(self, row: dict[str, Any]) -> tuple[list[Turn], list[tuple[Any, int]]]:
-        """Return the turns up to the last answer, and their images in order, each with its `max_tiles`."""
+    def _read(self, row: dict[str, Any]) -> tuple[list[Turn], list[tuple[Any, int]], MediaReader]:
+        """Return the turns up to the last answer, their images in order with their `max_tiles`, and what reads them.
+
+        A conversation is a call in the sense of the media policy.
+        """
         messages = _learned_messages(row)
         visuals = _visuals_in_order(row, messages)
         limits = self.processor.limited([one for kind, one in visuals if kind == "image"], self.settings)
         stills, shown, counts = iter(limits), [], []  # counts: frames of each video, 0 for an image
+        reader = self.processor.image_processor.media_reader(len(limits))
+        check_images([image for image, _ in limits], reader)
+        check_videos([one for kind, one in visuals if kind == "video"], reader)
         for index, (kind, visual) in enumerate(visuals):
             is_video = kind == "video"
-            frames = self.processor.limited_frames(visual, f"videos[{index}]", self.num_frames) if is_video else []
+            frames = []
+            if is_video:
+                frames = self.processor.limited_frames(visual, f"videos[{index}]", self.num_frames, reader)
             counts.append(len(frames))
             shown += frames or [next(stills)]
         style, frames_of_each = self.processor.prompt_format, iter(counts)
-        return [_turn(style, role, items, frames_of_each) for role, items in messages], shown
+        return [_turn(style, role, items, frames_of_each) for role, items in messages], shown, reader
 
 
 def _learned_messages(row: dict[str, Any]) -> list[tuple[str, list[Any]]]:
@@ -171,11 +185,15 @@ def _learned_messages(row: dict[str, Any]) -> list[tuple[str, list[Any]]]:
 
     The row stays as it is.
     """
+    if not isinstance(row, Mapping):
+        raise TypeError(f"A row is {shortened(row)}; expected a dict with messages, as the rows of a data set are.")
     if not isinstance(row.get("messages"), (list, tuple)):
         raise ValueError(
             f"A row has {', '.join(row)}; expected messages, a list of dicts with role and content. InternVL's own "
             "files with conversations are read by training.conversations.read_conversations."
         )
+    if not all(isinstance(message, Mapping) for message in row["messages"]):
+        raise ValueError(f"A row's messages are {shortened(row['messages'])}; expected dicts with role and content.")
     messages = [(one["role"], read_content(one.get("content"))) for one in checked_messages(row["messages"])]
     # The official preprocessing drops answers before the first question: there is nothing that they answer.
     asked = [index for index, (role, _) in enumerate(messages) if role not in ("system", "assistant")]
@@ -243,8 +261,6 @@ def _turn(style: PromptFormat, role: str, items: Sequence[dict[str, Any]], frame
         if item["type"] == "text":
             parts.append(item["text"])
             continue
-        if item["type"] not in PLACEHOLDERS:
-            raise ValueError(f"A message has content of type {item['type']}; expected text, image or video.")
         count = next(frames)  # 0 for an image
         for index in range(1, count + 1):
             parts += [("\n" if index > 1 else "") + style.frame.format(index), None]

@@ -625,7 +625,7 @@ def _wrapped(item: dict[str, Any]) -> dict[str, Any]:
     """Wrap the source of an image or video item; one that names none marks where one of those given apart stands."""
     kind = item["type"].removesuffix("_url")
     if kind not in SOURCE_KEYS:
-        return item
+        raise ValueError(f"A message has content of type {shortened(item['type'])}; expected text, image or video.")
     link = item.get(f"{kind}_url") or {}
     said = {**item, **(link if isinstance(link, dict) else {"url": link})}
     said = {key: value for key, value in said.items() if value is not None and key not in ("type", f"{kind}_url")}

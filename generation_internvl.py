@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from .compat_internvl import PREFILL_CHUNKS_IGNORE_CACHE, DraftInputsMixin, first_slot, is_paged, pop_cache
 from .image_features_internvl import ImageInput, PromptFeatures, check_image_tokens, feature_index
+from .inputs_internvl import fitting_mask, token_ids
 
 
 logger = logging.get_logger(__name__)
@@ -72,8 +73,11 @@ class ImageGenerationMixin(DraftInputsMixin):
             TypeError: If all inputs are given as one mapping, as a processor returns them.
             ValueError: If text and images do not fit, or guesses are asked for without ids.
         """
-        input_ids = _prompt_ids(input_ids, kwargs)
+        input_ids = _prompt_ids(input_ids, kwargs, getattr(self.get_input_embeddings(), "num_embeddings", None))
         cache = pop_cache(kwargs)
+        if input_ids is not None and kwargs.get("attention_mask") is not None:
+            (batch, seq), num_cached = input_ids.shape, int(first_slot(cache, {}))
+            kwargs["attention_mask"] = fitting_mask(kwargs["attention_mask"], batch, seq + num_cached, seq)
         image_token_id = self.config.image_token_id if image_token_id is None else image_token_id
         images = {
             "pixel_values": pixel_values,
@@ -215,7 +219,7 @@ class ImageGenerationMixin(DraftInputsMixin):
         return None
 
 
-def _prompt_ids(input_ids: Any, kwargs: dict[str, Any]) -> torch.LongTensor | None:
+def _prompt_ids(input_ids: Any, kwargs: dict[str, Any], vocab_size: int | None) -> torch.LongTensor | None:
     """Return the ids of a prompt, under either of their names."""
     inputs = kwargs.pop("inputs", None)
     if input_ids is not None and inputs is not None:
@@ -226,10 +230,7 @@ def _prompt_ids(input_ids: Any, kwargs: dict[str, Any]) -> torch.LongTensor | No
             f"input_ids is a {type(input_ids).__name__} with {', '.join(input_ids)}, expected a tensor; unpack "
             "all of them: generate(**inputs)."
         )
-    if input_ids is not None and (not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2):
-        found = tuple(input_ids.shape) if hasattr(input_ids, "shape") else type(input_ids).__name__
-        raise ValueError(f"input_ids is {found}; expected a tensor (batch, seq) of token ids.")
-    return input_ids
+    return None if input_ids is None else token_ids(input_ids, vocab_size)
 
 
 def _check_guesses(

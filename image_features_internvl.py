@@ -3,33 +3,60 @@
 Shape legend: `tiles`, `tile_tokens` image tokens of a tile, `batch`, `seq`, `hidden` the language model's width.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index as as_integer
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig
+
+from .inputs_internvl import check_features
+
+
+# What of a config decides image features, beside the weights: of the whole, and of its vision encoder.
+FEATURE_SETTINGS = ("downsample_factor", "ps_version", "select_layer")
+VISION_SETTINGS = ("hidden_act", "hidden_size", "image_size", "intermediate_size", "layer_norm_eps", "norm_type")
+VISION_SETTINGS += ("num_attention_heads", "num_channels", "num_hidden_layers", "patch_size", "qk_normalization")
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedImages:
     """Images encoded once, to be used many times; `InternVLChatModel.encode_images` makes them.
 
-    They go wherever `pixel_values` go. Two of them are equal only if they are the same object.
+    They go wherever `pixel_values` of the same model go. Two of them are equal only if they are the same object.
 
     Attributes:
         features: Image features `(tiles, tile_tokens, hidden)`, all tiles in order.
         num_tiles: Tiles of each image, thumbnail included.
+        fingerprint: Of the model that encoded them, see `fingerprint_of`; empty if it is not known.
 
     Raises:
-        ValueError: If an image has no tiles, or not as many as there are features.
+        TypeError: If the features are no tensor of floating point, or the counts no whole numbers.
+        ValueError: If the features hold NaN, an image has no tiles, or not as many as there are features.
     """
 
     features: torch.Tensor
     num_tiles: tuple[int, ...]
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
+        check_features(self.features, name="features")
+        if self.features.ndim != 3:
+            raise ValueError(
+                f"features has shape {tuple(self.features.shape)}; expected (tiles, tile_tokens, hidden)."
+            )
+        try:
+            if any(isinstance(count, bool) for count in self.num_tiles):
+                raise TypeError("True and False are no counts")
+            object.__setattr__(self, "num_tiles", tuple(map(as_integer, self.num_tiles)))
+        except TypeError as error:
+            raise TypeError(
+                f"num_tiles is {self.num_tiles!r}; expected a whole number for each image ({error})."
+            ) from error
         if sum(self.num_tiles) != len(self.features) or min(self.num_tiles, default=0) < 1:
             raise ValueError(
                 f"num_tiles {list(self.num_tiles)} counts {sum(self.num_tiles)} tiles, but there are features of "
@@ -48,7 +75,42 @@ class EncodedImages:
     def split(self) -> list["EncodedImages"]:
         """Return the images one by one; they share the memory of the features."""
         parts = self.features.split(self.num_tiles)
-        return [EncodedImages(part, (count,)) for part, count in zip(parts, self.num_tiles, strict=True)]
+        counts = zip(parts, self.num_tiles, strict=True)
+        return [replace(self, features=part, num_tiles=(count,)) for part, count in counts]
+
+
+def fingerprint_of(config: PretrainedConfig, dtype: torch.dtype) -> str:
+    """Return what tells image features of one model from those of another: its config and its weights' dtype."""
+    settings = [str(getattr(config, name)) for name in FEATURE_SETTINGS]
+    settings += [str(getattr(config.vision_config, name)) for name in VISION_SETTINGS]
+    settings += [str(config.llm_config.hidden_size), str(dtype)]
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+
+
+def check_encoded(images: EncodedImages, fingerprint: str, hidden: int, tile_tokens: int) -> None:
+    """Make sure that encoded images are this model's.
+
+    Args:
+        images: The images; their features were checked when they were made.
+        fingerprint: The model's, see `fingerprint_of`.
+        hidden: Width of its embeddings.
+        tile_tokens: Image tokens of a tile of its configured size.
+
+    Raises:
+        ValueError: If they are another model's.
+    """
+    if images.features.shape[-1] != hidden:
+        check_features(images.features, hidden, "The features of EncodedImages")
+    if images.fingerprint and images.fingerprint != fingerprint:
+        raise ValueError(
+            f"EncodedImages come from another model (fingerprint {images.fingerprint}; expected {fingerprint}, of "
+            "this model's config and dtype): encode the images with this model."
+        )
+    if not images.fingerprint and images.tile_tokens != tile_tokens:
+        raise ValueError(
+            f"EncodedImages have {images.tile_tokens} image tokens a tile and come from no known model; expected "
+            f"{tile_tokens}: encode the images with this model."
+        )
 
 
 class PromptFeatures:
@@ -243,6 +305,7 @@ def count_tiles_of_each(
     """
     if isinstance(questions, str) or not hasattr(questions, "__len__") or len(questions) == 0:
         raise ValueError(f"questions is {questions!r}; expected a list with at least one question.")
+    count_tiles(pixel_values)
     if num_patches_list is None:
         if pixel_values is not None and len(questions) > 1:
             raise ValueError(
@@ -266,7 +329,7 @@ def count_tiles_of_each(
 def _integers(counts: Any) -> list[int]:
     """Read counts from lists, arrays or tensors; the image processor returns the latter."""
     try:
-        return [as_integer(count) for count in _as_list(counts)]
+        return [as_integer(None if isinstance(count, bool) else count) for count in _as_list(counts)]
     except TypeError as error:
         raise ValueError(f"num_patches_list holds {counts!r}; expected whole numbers.") from error
 

@@ -11,7 +11,7 @@ Pixels are converted in strips of rows, so that beside an image and its RGB form
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
 from typing import Any, BinaryIO
@@ -58,12 +58,18 @@ def flatten_images(images: Any) -> list[Any]:
     return [images]
 
 
-def check_image(image: Any, name: str, reader: MediaReader) -> None:
-    """Refuse an image that can be refused before it is opened.
+def check_images(images: Sequence[Any], reader: MediaReader) -> None:
+    """Refuse the images of a call that can be refused before the first of them is opened.
 
     Raises:
         TypeError, ValueError, OSError: As `open_picture`.
     """
+    for index, image in enumerate(images):
+        check_image(image, f"images[{index}]", reader)
+
+
+def check_image(image: Any, name: str, reader: MediaReader) -> None:
+    """Refuse an image that can be refused before it is opened, see `check_images`."""
     if not isinstance(image, (Image.Image, np.ndarray, torch.Tensor)):
         _check_type(image, name)
         reader.check(image, name)
@@ -107,7 +113,8 @@ def open_picture(
             if reader.is_text(image):
                 raise reader.unknown_text(image, name) from error
             raise
-    if not isinstance(image, (np.ndarray, torch.Tensor)):
+    is_counted = isinstance(image, (np.ndarray, torch.Tensor)) or getattr(picture, "counted_by", None) is reader
+    if not is_counted:  # as arrays and the frames of a video are
         reader.count_pixels(picture.width * picture.height, name)
     return picture
 
@@ -179,8 +186,11 @@ def _check_type(image: Any, name: str) -> None:
 
 def _open_encoded(data: bytes, name: str, reader: MediaReader) -> Image.Image:
     """Open the bytes of an image file, or base64 text of them, without decoding the pixels."""
+    file = BytesIO(data)
     try:
-        return Image.open(BytesIO(data), formats=_formats(reader))
+        picture = Image.open(file, formats=_formats(reader))
+        picture.encoded = file
+        return picture
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"{name} is too large to be decoded safely ({error}): make it smaller, or raise "
@@ -218,6 +228,8 @@ def _decoded(picture: Image.Image, name: str) -> Image.Image:
             # A frame of an animation, or an attempt that failed: a second one might take half an image for a whole.
             picture = _reopened(picture)
         picture.load()
+        if hasattr(picture, "encoded") and not getattr(picture, "is_animated", False):
+            picture.encoded.close()  # this package's own; Pillow holds on to the bytes of some formats
     except Exception as error:  # decoders raise whatever damage makes of them
         # Pillow leaves the part that it could decode as if it were the image; now it refuses it itself.
         given.tile = given.im = None

@@ -20,7 +20,8 @@ from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import Unpack
 
-from .image_loading_internvl import check_image, flatten_images, open_picture, picture_size, to_rgb
+from .image_loading_internvl import check_image, check_images, flatten_images, open_picture, picture_size, to_rgb
+from .inputs_internvl import check_return_tensors
 from .media_internvl import MediaPolicy, MediaReader, MediaRefusedError
 from .media_internvl import media_policy as read_policy
 from .tile_pixels_internvl import empty_tiles, pad_to_square, write_tiles
@@ -231,7 +232,8 @@ class InternVLImageProcessor(BaseImageProcessor):
             input_data_format: "channels_first" or "channels_last" where the shape of an array leaves it open.
             dtype: Type of the pixel values, such as `torch.bfloat16`: what casting them afterwards gives, without the
                 float32 tiles. By default float32.
-            media_reader: What has been read for the same call already, as `media_reader()` made it.
+            media_reader: Reads what belongs to the same call, as `media_reader()` made it; it has counted the images
+                already.
             **kwargs: Settings that this call changes, see `ImageSettings`; `max_tiles` and `resolution` may be lists
                 of one for each image, None where the processor's own applies.
 
@@ -243,12 +245,13 @@ class InternVLImageProcessor(BaseImageProcessor):
         Raises:
             ValueError, TypeError, OSError: If there is no image, one cannot be read, or a setting is wrong.
         """
+        check_return_tensors(return_tensors)
         groups = _by_prompt(images)
         images = [image for group in groups for image in group]
         if not images:
             raise ValueError("Got no images, expected at least one: leave the call out for samples without images.")
         settings, limits = self._call_settings(kwargs, len(images))
-        pictures = self._open_all(images, media_reader or self.media_reader(), input_data_format)
+        pictures = self._open_all(images, media_reader or self.media_reader(len(images)), input_data_format)
         sizes = [picture_size(picture, settings.apply_exif_orientation) for picture in pictures]
         plans = self._plan_prompts(settings, sizes, limits, [len(group) for group in groups])
         num_patches = np.array([plan.num_tiles for plan in plans], dtype=np.int64)
@@ -285,11 +288,17 @@ class InternVLImageProcessor(BaseImageProcessor):
         (plan,) = self.plan_all([image], **kwargs)
         return plan
 
-    def plan_all(self, images: Sequence[Any], **kwargs: Unpack[InternVLImageProcessorKwargs]) -> list[TilePlan]:
+    def plan_all(
+        self,
+        images: Sequence[Any],
+        media_reader: MediaReader | None = None,
+        **kwargs: Unpack[InternVLImageProcessorKwargs],
+    ) -> list[TilePlan]:
         """Plan the tiles of the images of one prompt, which share `total_max_tiles`, without decoding them.
 
         Args:
             images: Images as `plan` takes them.
+            media_reader: See `preprocess`.
             **kwargs: Settings that this call changes, as `preprocess` takes them.
 
         Returns:
@@ -299,12 +308,21 @@ class InternVLImageProcessor(BaseImageProcessor):
             ValueError, TypeError, OSError: As `preprocess` does, except for damage that only decoding shows.
         """
         settings, limits = self._call_settings(kwargs, len(images))
-        sizes = self._upright_sizes(images, **kwargs)
+        sizes = self._upright_sizes(images, media_reader or self.media_reader(len(images)), **kwargs)
         return self._plan_prompts(settings, sizes, limits, [len(images)])
 
-    def media_reader(self) -> MediaReader:
-        """Return what reads paths, URLs and bytes for one call, within the `media_policy`."""
-        return MediaReader(self.media_policy)
+    def media_reader(self, num_images: int = 0) -> MediaReader:
+        """Return what reads all images and videos of one call, within the `media_policy`.
+
+        Args:
+            num_images: How many images the call has; frames of videos are counted as they are chosen.
+
+        Raises:
+            MediaRefusedError: If the policy does not allow so many.
+        """
+        reader = MediaReader(self.media_policy)
+        reader.count_images(num_images)
+        return reader
 
     def item_limit(self, settings: dict[str, Any], limit: int) -> int:
         """Return the `max_tiles` of an image beside which a message says something of it.
@@ -373,14 +391,14 @@ class InternVLImageProcessor(BaseImageProcessor):
         Raises:
             ValueError, TypeError, OSError: As `plan`.
         """
-        return self._upright_sizes([image], **kwargs)[0]
+        return self._upright_sizes([image], self.media_reader(1), **kwargs)[0]
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Open paths, URLs, base64 and bytes in place, in lists of any depth; Transformers' processors call this.
 
         The inherited method would turn pictures to RGB before the settings for transparency and depth could apply.
         """
-        reader = self.media_reader()
+        reader = self.media_reader(len(flatten_images(image_url_or_urls)))
 
         def opened(image: Any) -> Any:
             if isinstance(image, (list, tuple)):
@@ -413,12 +431,6 @@ class InternVLImageProcessor(BaseImageProcessor):
         and the like) may come along.
         """
         changes = _own_names({name: value for name, value in changes.items() if name not in CALL_NAMES})
-        most = self.media_policy.max_images_per_call
-        if most is not None and num_images > most:
-            raise MediaRefusedError(
-                f"There are {num_images} images and frames, and media_policy allows {most} a call "
-                "(max_images_per_call): give fewer."
-            )
         current = {field.name: getattr(self, field.name) for field in fields(ImageSettings)}
         resolution, wanted = changes.pop("resolution", None), changes.get("max_tiles")
         if resolution is not None and wanted is not None:
@@ -431,22 +443,23 @@ class InternVLImageProcessor(BaseImageProcessor):
         else:
             limits = [self._limit_of_resolution(one) for one in _for_each("resolution", resolution, num_images)]
         changes["max_tiles"] = max(limits, default=1)
-        changes["min_tiles"] = min(changes.get("min_tiles", self.min_tiles), max(changes["max_tiles"], 1))
+        smallest = changes.get("min_tiles", self.min_tiles)
+        if isinstance(smallest, Integral) and not isinstance(smallest, bool):  # all else is refused below
+            changes["min_tiles"] = min(smallest, max(changes["max_tiles"], 1))
         return _settings(current, changes), limits
 
     def _open_all(
         self, images: Sequence[Any], reader: MediaReader, input_data_format: str | None
     ) -> list[Image.Image]:
         """Open the images of a call; what can be refused is refused before the first is opened."""
-        for index, image in enumerate(images):
-            check_image(image, f"images[{index}]", reader)
+        check_images(images, reader)
         return [
             open_picture(image, f"images[{index}]", input_data_format, reader) for index, image in enumerate(images)
         ]
 
-    def _upright_sizes(self, images: Sequence[Any], **kwargs: Any) -> list[tuple[int, int]]:
+    def _upright_sizes(self, images: Sequence[Any], reader: MediaReader, **kwargs: Any) -> list[tuple[int, int]]:
         """Return the sizes (width, height) of images, or of what is a size already."""
-        is_turned, reader = kwargs.get("apply_exif_orientation"), self.media_reader()
+        is_turned = kwargs.get("apply_exif_orientation")
         is_turned = self.apply_exif_orientation if is_turned is None else is_turned
         names = ["image" if len(images) == 1 else f"images[{index}]" for index in range(len(images))]
         is_plain = [isinstance(image, (tuple, list)) for image in images]

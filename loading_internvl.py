@@ -1,8 +1,13 @@
 """Strict loading: a checkpoint whose weights are not the model's is refused, with the likely cause."""
 
+import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 
 # Buffers that old releases saved, and that are computed.
@@ -50,6 +55,36 @@ def check_loaded(source: Any, loading_info: dict[str, Any]) -> None:
         f"The weights of {source} do not fit the model: {problems}. Probably {cause}. "
         "strict=False loads them all the same: missing weights are random then, unexpected ones dropped."
     )
+
+
+@contextmanager
+def naming_broken_files(source: Any) -> Iterator[None]:
+    """Name the file that is damaged where weights cannot be read; Transformers does not say which it is.
+
+    Args:
+        source: The folder that is loaded.
+
+    Raises:
+        ValueError: If a file of weights in it is cut off or no safetensors.
+    """
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        is_folder = isinstance(source, (str, os.PathLike)) and os.path.isdir(source)
+        for file in sorted(Path(source).glob("*.safetensors")) if is_folder else ():
+            if problem := _damage(file):
+                raise ValueError(
+                    f"{file} is damaged ({problem}); expected whole weights: fetch or write the file again."
+                ) from error
+        raise
+
+
+def _damage(file: Path) -> str:
+    try:
+        with safe_open(file, framework="pt"):
+            return ""
+    except (SafetensorError, OSError) as error:
+        return str(error)
 
 
 def _weights(keys: Collection[str]) -> list[str]:

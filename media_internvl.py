@@ -226,6 +226,7 @@ class MediaReader:
         self.policy = policy
         self.bytes_left = policy.max_bytes_per_call
         self.pixels_left = policy.max_pixels_per_call
+        self.images_left = policy.max_images_per_call
         seconds = policy.max_seconds_per_call
         self.deadline = None if seconds is None else time.monotonic() + seconds
 
@@ -255,6 +256,16 @@ class MediaReader:
             raise MediaRefusedError(
                 f"{name} is not read within the {seconds:g} seconds that media_policy allows a call."
             )
+
+    def count_images(self, images: int) -> None:
+        """Count images, or frames of a video, before any of them is opened or decoded."""
+        if self.images_left is not None:
+            self.images_left -= images
+            if self.images_left < 0:
+                raise MediaRefusedError(
+                    f"There are more images and frames than media_policy allows a call: "
+                    f"{self.policy.max_images_per_call} (max_images_per_call): give fewer."
+                )
 
     def count_pixels(self, pixels: int, name: str) -> None:
         """Count the pixels of an image before it is decoded."""

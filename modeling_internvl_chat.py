@@ -44,12 +44,15 @@ from .image_features_internvl import (
     EncodedImages,
     ImageInput,
     PromptFeatures,
+    check_encoded,
     check_image_tokens,
     count_tiles,
     feature_index,
+    fingerprint_of,
     insert_features,
 )
-from .loading_internvl import check_loaded
+from .inputs_internvl import check_features, check_tiles, fitting_mask, is_ids, token_ids
+from .loading_internvl import check_loaded, naming_broken_files
 from .loss_internvl import InternVLBackbone, check_loss_arguments, next_token_loss, plain_head
 from .modeling_intern_vit import InternVisionModel, pixel_shuffle
 from .modeling_internlm2 import InternLM2ForCausalLM
@@ -160,9 +163,10 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
         if subfolder and os.path.isdir(folder):
             pretrained_model_name_or_path, subfolder = folder, ""
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, subfolder=subfolder, output_loading_info=True, **kwargs
-        )
+        with naming_broken_files(os.path.join(pretrained_model_name_or_path or "", subfolder)):
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, subfolder=subfolder, output_loading_info=True, **kwargs
+            )
         if strict:
             check_loaded(pretrained_model_name_or_path, info)
         return (model, info) if wants_info else model
@@ -260,7 +264,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
         """
         if vision_batch_size is None and not self.training:
             vision_batch_size = self.config.vision_batch_size
-        if vision_batch_size is not None and vision_batch_size < 1:
+        if vision_batch_size is not None and (vision_batch_size is True or vision_batch_size < 1):
             raise ValueError(f"vision_batch_size is {vision_batch_size}; expected at least 1 tile, or None.")
         if return_dict:
             output = self._vision_output(pixel_values, output_hidden_states, output_attentions)
@@ -329,10 +333,19 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
         num_tiles = count_tiles(pixel_values, num_patches_list)
         if not num_tiles:
             raise ValueError("There are no images to encode; give their tiles, as the image processor returns them.")
-        _check_finite(pixel_values)
+        check_tiles(pixel_values)
         with answering(self):
             features = self.get_image_features(pixel_values, vision_batch_size)
-        return EncodedImages(features, tuple(num_tiles))
+        return EncodedImages(features, tuple(num_tiles), fingerprint_of(self.config, self.dtype))
+
+    def check_encoded(self, images: EncodedImages) -> None:
+        """Make sure that encoded images are this model's.
+
+        Raises:
+            ValueError: If they are another's.
+        """
+        hidden, tile_tokens = self.config.llm_config.hidden_size, self.num_image_token
+        check_encoded(images, fingerprint_of(self.config, self.dtype), hidden, tile_tokens)
 
     def image_rows(
         self,
@@ -359,10 +372,9 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
         """
         if pixel_values is not None and visual_features is not None:
             raise ValueError("Give pixel_values or visual_features, not both: the features would be computed twice.")
-        if isinstance(pixel_values, EncodedImages):
-            pixel_values, visual_features = None, pixel_values.features
-        if visual_features is not None:
-            rows = _flagged(visual_features, image_flags).flatten(0, -2)  # (features, hidden)
+        ready = self._ready_features(pixel_values, visual_features)
+        if ready is not None:
+            rows = _flagged(ready, image_flags).flatten(0, -2)  # (features, hidden)
             return rows if len(rows) else None, None
         if image_flags is not None and pixel_values is None:
             raise ValueError(
@@ -370,7 +382,8 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
             )
         dummy = pixel_values if self.training else None
         if pixel_values is not None:
-            _check_finite(pixel_values)
+            if not is_traced():
+                check_tiles(pixel_values)
             tiles = _flagged(pixel_values, image_flags)
             if len(tiles):
                 return self.get_image_features(tiles, vision_batch_size).flatten(0, 1), None  # (features, hidden)
@@ -380,6 +393,17 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
         if dummy is None:
             return None, None
         return None, 0.0 * self.get_image_features(dummy, vision_batch_size).sum()
+
+    def _ready_features(
+        self, pixel_values: torch.Tensor | EncodedImages | None, visual_features: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Return the features of images that are encoded already, None if they are not."""
+        if isinstance(pixel_values, EncodedImages):
+            self.check_encoded(pixel_values)
+            return pixel_values.features
+        if visual_features is not None and not is_traced():
+            check_features(visual_features, self.config.llm_config.hidden_size)
+        return visual_features
 
     def embed_inputs(
         self,
@@ -431,6 +455,8 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
             raise ValueError("Neither input_ids nor inputs_embeds are given; give one of them.")
         embedding = self.get_input_embeddings()
         if input_ids is not None:
+            if not is_traced():
+                input_ids = token_ids(input_ids, getattr(embedding, "num_embeddings", None))
             input_ids = input_ids.to(self.device)
             is_image = input_ids == image_token_id
             inputs_embeds = embedding(input_ids) if inputs_embeds is None else inputs_embeds.to(self.device)
@@ -439,6 +465,8 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
                 inputs_embeds
             )  # (1, hidden)
             is_image = (inputs_embeds == image_embed).all(dim=-1)
+        if not is_image.numel():
+            raise ValueError(f"There are no tokens, but input of shape {tuple(is_image.shape)}; give at least one.")
         if is_image.shape != inputs_embeds.shape[:2]:
             raise ValueError(
                 f"input_ids are {tuple(is_image.shape)} and inputs_embeds {tuple(inputs_embeds.shape)}; expected the "
@@ -499,7 +527,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
             TypeError: If an argument is misspelt.
             ValueError: If text and images do not fit, or arguments contradict each other.
         """
-        if _is_ids(pixel_values):
+        if is_ids(pixel_values):
             if input_ids is not None:
                 raise ValueError("pixel_values are integers beside input_ids; expected tiles of floating point.")
             pixel_values, input_ids = None, pixel_values
@@ -511,7 +539,12 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
             "vision_batch_size": vision_batch_size,
         }
         slot = first_slot(past_key_values, kwargs)
+        if isinstance(input_ids, (list, tuple)) or getattr(input_ids, "ndim", 2) != 2:
+            input_ids = token_ids(input_ids, None)
         inputs_embeds = self.embeds_of_step(input_ids, inputs_embeds, images, past_key_values, prompt_features, slot)
+        if isinstance(slot, int) and not is_traced():
+            length = inputs_embeds.shape[1] + slot
+            attention_mask = fitting_mask(attention_mask, len(inputs_embeds), length, takes_any=True)
         # Not an argument by name: Transformers' trainer takes each argument called so for one that batches must have.
         shift_labels = kwargs.pop("shift_labels", None)
         has_labels = labels is not None or shift_labels is not None
@@ -608,20 +641,6 @@ def _flagged(tiles: torch.Tensor, image_flags: torch.Tensor | None) -> torch.Ten
     if len(image_flags) != len(tiles):
         raise ValueError(f"There are {len(image_flags)} image_flags for {len(tiles)} tiles; give one each.")
     return tiles[(image_flags == 1).to(tiles.device)]
-
-
-def _check_finite(pixel_values: torch.Tensor) -> None:
-    # The extremes pass NaN on, and need no memory beside the pixels.
-    if is_traced() or not pixel_values.numel():
-        return
-    if not torch.isfinite(torch.stack(pixel_values.aminmax())).all():
-        raise ValueError("pixel_values holds NaN or infinite values; check the image and its preprocessing.")
-
-
-def _is_ids(pixel_values: Any) -> bool:
-    """Say whether the first argument of `forward` is token ids: pixels are floating point in four dimensions."""
-    is_tensor = isinstance(pixel_values, torch.Tensor)
-    return is_tensor and pixel_values.ndim == 2 and not pixel_values.is_floating_point()
 
 
 def _input_device(module: nn.Module) -> torch.device:

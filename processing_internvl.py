@@ -24,9 +24,17 @@ from transformers.utils import logging
 from .collator_internvl import ConversationCollator
 from .conversation_internvl import PromptEncoder, Visual, decode_answer, media_apart, prepare_conversation
 from .grounding_internvl import GroundingMixin
-from .image_loading_internvl import flatten_images
+from .image_loading_internvl import check_images, flatten_images
 from .image_processing_internvl import InternVLImageProcessor
-from .media_internvl import MediaPolicy  # noqa: F401 (some releases copy only what this file names)
+from .inputs_internvl import (
+    check_dense,
+    check_length,
+    check_padding,
+    check_return_tensors,
+    is_whole,
+    refuse_audio,
+)
+from .media_internvl import MediaReader
 from .prompt_format_internvl import (
     IMAGE_CONTEXT_TOKEN,
     IMAGE_PLACEHOLDER,
@@ -35,12 +43,12 @@ from .prompt_format_internvl import (
     PromptFormat,
     prompt_format,
 )
-from .tile_pixels_internvl import write_tiles  # noqa: F401 (see media_internvl)
+from .tile_pixels_internvl import write_tiles  # noqa: F401 (some releases copy only what this file names)
 from .tiling_internvl import is_size, tokens_per_tile
 from .token_map_internvl import TokenMapMixin
 from .tokenization_internlm2 import InternLM2Tokenizer
 from .tokenization_internlm2_fast import InternLM2TokenizerFast
-from .video_internvl import frames_of, is_clip
+from .video_internvl import check_videos, frames_of, is_clip
 
 
 # What callers of Transformers' processors pass for the text; everything else is a setting of the image processor.
@@ -257,6 +265,7 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
             ValueError: If images or videos and their places do not fit, truncation would cut into an image, text is
                 no text, or nothing is given; further errors as the image processor and `frames_of` say.
         """
+        check_return_tensors(return_tensors)
         text_kwargs, image_kwargs, num_frames = self._split_kwargs(kwargs)
         if text is None:
             if videos is not None:
@@ -264,14 +273,14 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
             if images is None:
                 raise ValueError("Neither text nor images are given; give at least one of them.")
             return self.image_processor(images, return_tensors=return_tensors or "pt", **image_kwargs)
-        prompts, groups = _checked_prompts(text), [[]]
+        prompts, groups, reader = _checked_prompts(text), [[]], None
         if images is None and videos is None:
             self.image_processor.tile_limits(0, **image_kwargs)  # a wrong setting is wrong without images as well
         else:
-            prompts, groups = self._images_in_order(prompts, images, videos, num_frames, image_kwargs)
+            prompts, groups, reader = self._images_in_order(prompts, images, videos, num_frames, image_kwargs)
         pixel_values, tile_tokens, counts = None, 0, [[] for _ in prompts]
         if any(groups):
-            pixel_values, num_tiles = self.tiles_of(groups, image_kwargs)
+            pixel_values, num_tiles = self.tiles_of(groups, image_kwargs, reader)
             tile_tokens = tokens_per_tile(*pixel_values.shape[-2:], self.patch_size, self.downsample_factor)
             counts = [count.tolist() for count in num_tiles.split([len(group) for group in groups])]
         encoder, adds = PromptEncoder(self.tokenizer), text_kwargs.pop("add_special_tokens", True)
@@ -320,6 +329,7 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         for name in ("tools", "documents"):
             if kwargs.get(name) and name not in str(chat_template or self.chat_template):
                 raise ValueError(f"{name} is given, but the chat template writes no {name}: put them into a message.")
+        refuse_audio(kwargs)
         call_names = {*CALL_KWARGS, *self.image_processor.valid_kwargs.__annotations__}
         call = {name: kwargs.pop(name) for name in call_names & kwargs.keys()}
         call = {**(call.pop("processor_kwargs", None) or {}), **call}
@@ -352,9 +362,10 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
             For each image its tiles, thumbnail included, times the image tokens of a tile.
         """
         images = [images] if is_size(images) or not isinstance(images, (list, tuple)) else images
-        side = kwargs.get("tile_size") or self.image_processor.tile_size
+        counts = self.count_tiles(self.limited(images, kwargs), kwargs)
+        side = self.image_processor.tile_size if kwargs.get("tile_size") is None else kwargs["tile_size"]
         per_tile = tokens_per_tile(side, side, self.patch_size, self.downsample_factor)
-        return [count * per_tile for count in self.count_tiles(self.limited(images, kwargs), kwargs)]
+        return [count * per_tile for count in counts]
 
     def data_collator(self, control_tokens: bool = False, **settings: Any) -> ConversationCollator:
         """Return what turns rows of conversations into training batches, the loss on all answers.
@@ -393,6 +404,7 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
 
     def _split_kwargs(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], int | None]:
         """Sort out what the tokenizer takes, what the image processor takes, and `num_frames`."""
+        refuse_audio(kwargs)
         nested = [kwargs.pop(name, None) or {} for name in NESTING_KWARGS]
         # `processor_kwargs`, the last, holds nestings itself.
         nested += [nested[-1].get(name, {}) for name in NESTING_KWARGS[:-1]]
@@ -408,13 +420,17 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         return text_kwargs, kwargs, num_frames
 
     def tiles_of(
-        self, groups: Sequence[Sequence[tuple[Any, int]]], image_kwargs: dict[str, Any]
+        self,
+        groups: Sequence[Sequence[tuple[Any, int]]],
+        image_kwargs: dict[str, Any],
+        reader: MediaReader | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cut images into tiles.
 
         Args:
             groups: For each prompt its images, each with its `max_tiles`; a prompt's images share `total_max_tiles`.
             image_kwargs: Settings of the image processor.
+            reader: What read the call's videos, and has counted its images.
 
         Returns:
             Tiles `(total_tiles, 3, tile_size, tile_size)`, and how many each image has `(images,)`.
@@ -422,52 +438,57 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         limits = [limit for group in groups for _, limit in group]
         images = [[image for image, _ in group] for group in groups]
         settings = self.image_processor.with_limits(image_kwargs, limits)
-        tiles = self.image_processor(images, return_tensors="pt", **settings)
+        tiles = self.image_processor(images, return_tensors="pt", media_reader=reader, **settings)
         return tiles["pixel_values"], tiles["num_patches"]
 
-    def count_tiles(self, images: Sequence[tuple[Any, int]], image_kwargs: dict[str, Any]) -> list[int]:
+    def count_tiles(
+        self, images: Sequence[tuple[Any, int]], image_kwargs: dict[str, Any], reader: MediaReader | None = None
+    ) -> list[int]:
         """Count the tiles that `tiles_of` makes of one prompt's images, without decoding them."""
         settings = self.image_processor.with_limits(image_kwargs, [limit for _, limit in images])
-        return [plan.num_tiles for plan in self.image_processor.plan_all([one for one, _ in images], **settings)]
+        plans = self.image_processor.plan_all([one for one, _ in images], reader, **settings)
+        return [plan.num_tiles for plan in plans]
 
     def limited(self, images: Sequence[Any], image_kwargs: dict[str, Any]) -> list[tuple[Any, int]]:
         """Return each image with its `max_tiles`: of its own item, else of the call."""
         limits = self.image_processor.tile_limits(len(images), **image_kwargs)
         return [self._limited(image, limit) for image, limit in zip(images, limits, strict=True)]
 
-    def limited_frames(self, clip: Any, name: str, num_frames: int | None) -> list[tuple[Any, int]]:
+    def limited_frames(
+        self, clip: Any, name: str, num_frames: int | None, reader: MediaReader
+    ) -> list[tuple[Any, int]]:
         """Return the frames of a video; each is one tile unless the item of a message sets another limit."""
         clip = clip if isinstance(clip, Visual) else Visual(clip, {})
         _, limit = self._limited(clip, 1)
         num_frames = self.image_processor.item_num_frames(clip.settings.get("num_frames"), num_frames)
-        reader = self.image_processor.media_reader()
         return [(frame, limit) for frame in frames_of(clip.source, name, num_frames, reader)]
 
     def _images_in_order(
         self, prompts: Sequence[str], images: Any, videos: Any, num_frames: int | None, image_kwargs: dict[str, Any]
-    ) -> tuple[list[str], list[list[tuple[Any, int]]]]:
+    ) -> tuple[list[str], list[list[tuple[Any, int]]], MediaReader]:
         """Write each `<video>` as its frames, and line up images and frames as the prompts name them.
 
         Returns:
-            The prompts, with `<image>` for each frame, and for each prompt its images with their `max_tiles`.
+            The prompts, with `<image>` for each frame; for each prompt its images with their `max_tiles`; and what
+            reads them within the policy of the call.
         """
         images = [] if images is None else images
         image_groups = _deal(images, _nested_images(images), prompts, IMAGE_PLACEHOLDER, "images")
         clip_groups = [[] for _ in prompts]
         if videos is not None:
             clip_groups = _deal(videos, _nested_videos(videos), prompts, VIDEO_PLACEHOLDER, "videos")
-        limited = iter(self.limited([image for group in image_groups for image in group], image_kwargs))
+        limited = self.limited([image for group in image_groups for image in group], image_kwargs)
+        reader = self.image_processor.media_reader(len(limited))
+        check_images([image for image, _ in limited], reader)
+        check_videos([clip for clips in clip_groups for clip in clips], reader)
         frame = (prompt_format(self.template) if self.template else PROMPT_FORMATS["internlm2-chat"]).frame
-        lines = [
-            _line_up(
-                prompt,
-                [next(limited) for _ in group],
-                [self.limited_frames(clip, f"videos[{index}]", num_frames) for index, clip in enumerate(clips)],
-                frame,
-            )
-            for prompt, group, clips in zip(prompts, image_groups, clip_groups, strict=True)
-        ]
-        return [prompt for prompt, _ in lines], [shown for _, shown in lines]
+        stills, lines = iter(limited), []
+        for prompt, group, clips in zip(prompts, image_groups, clip_groups, strict=True):
+            shown = [next(stills) for _ in group]
+            named = ((f"videos[{index}]", clip) for index, clip in enumerate(clips))
+            frames = [self.limited_frames(clip, name, num_frames, reader) for name, clip in named]
+            lines.append(_line_up(prompt, shown, frames, frame))
+        return [prompt for prompt, _ in lines], [shown for _, shown in lines], reader
 
     def _limited(self, image: Any, limit: int) -> tuple[Any, int]:
         """Unwrap an image of a message; what its item says goes before `limit`."""
@@ -487,8 +508,9 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         pad_to_multiple_of: int | None = None,
     ) -> dict[str, Any]:
         """Truncate and pad rows of ids, never within an image."""
+        check_padding(padding_side, pad_to_multiple_of)
         if max_length is not None:
-            _check_length(max_length, is_used=truncation is not None or padding == "max_length")
+            check_length(max_length, is_used=truncation is not None or padding == "max_length")
         if truncation:
             max_length = self.tokenizer.model_max_length if max_length is None else max_length
             for index, row in enumerate(rows):
@@ -533,6 +555,8 @@ def _rows_of_ids(token_ids: Any) -> list[list[int]]:
     Raises:
         ValueError: If they are something else.
     """
+    if isinstance(token_ids, torch.Tensor):
+        check_dense(token_ids, "The token ids", "(batch, seq) or (seq,)")
 
     def plain(values: Any) -> Any:
         values = values.tolist() if hasattr(values, "tolist") else values
@@ -542,19 +566,12 @@ def _rows_of_ids(token_ids: Any) -> list[list[int]]:
     if isinstance(rows, list) and not any(isinstance(row, list) for row in rows):
         rows = [rows]
     if not isinstance(rows, list) or not all(
-        isinstance(row, list) and all(isinstance(token_id, int) for token_id in row) for row in rows
+        isinstance(row, list) and all(is_whole(token_id) and token_id >= 0 for token_id in row) for row in rows
     ):
         raise ValueError(
             f"The token ids are {shortened(token_ids)}, expected (batch, seq) or (seq,), as generate returns them."
         )
     return rows
-
-
-def _check_length(max_length: int, is_used: bool) -> None:
-    if max_length < 1:
-        raise ValueError(f"max_length is {max_length}, expected at least 1.")
-    if not is_used:
-        raise ValueError(f"max_length is {max_length}: say truncation=True or padding='max_length' as well.")
 
 
 def _line_up(prompt: str, images: Sequence[Any], clips: Sequence[list[Any]], label: str) -> tuple[str, list[Any]]:
@@ -577,16 +594,20 @@ def _line_up(prompt: str, images: Sequence[Any], clips: Sequence[list[Any]], lab
 
 def _nested_images(images: Any) -> list[list[Any]] | None:
     """Return one list of images for each prompt, if that is what the caller gave."""
-    is_list = isinstance(images, (list, tuple)) and any(isinstance(one, (list, tuple)) for one in images)
-    if is_list and all(isinstance(one, (list, tuple, type(None))) for one in images):
-        return [[image for image in flatten_images(group or []) if image is not None] for group in images]
-    return None
+    if not isinstance(images, (list, tuple)):
+        return None
+    is_nested = any(isinstance(one, (list, tuple)) for one in images)
+    is_nested = is_nested and all(isinstance(one, (list, tuple, type(None))) for one in images)
+    if not is_nested and not any(one is None for one in images):
+        return None
+    return [[image for image in flatten_images(group) if image is not None] for group in images]
 
 
 def _nested_videos(videos: Any) -> list[list[Any]] | None:
     """Return one list of videos for each prompt, if that is what the caller gave."""
-    if isinstance(videos, (list, tuple)) and videos and not all(map(is_clip, videos)):
-        return [[group] if is_clip(group) else list(group) for group in videos]
+    is_list = isinstance(videos, (list, tuple))
+    if is_list and (any(one is None for one in videos) or not all(map(is_clip, videos))):
+        return [[] if group is None else [group] if is_clip(group) else list(group) for group in videos]
     return None
 
 

@@ -295,6 +295,7 @@ class ChatSession:
         if pixel_values is None:
             return []
         if isinstance(pixel_values, EncodedImages):
+            self.model.check_encoded(pixel_values)
             return replace(pixel_values, num_tiles=tuple(num_tiles)).split()
         return self.model.encode_images(pixel_values, num_tiles).split()
 
@@ -334,6 +335,8 @@ class ChatSession:
         """Answer a question after some turns; only then do they become the history."""
         # Copies: `images` may be the session's own list, and what is asked must not change while it is answered.
         turns, images, answerer = checked_turns(past, question), list(images), self._answerer()
+        for image in images:  # the list may have been edited
+            self.model.check_encoded(image)
         pieces = answerer.prompt(turns, [len(image) for image in images], _common_tile_tokens(images))
         options = self.generation_config if generation_config is None else generation_config
         arguments = SCORED_OUTPUT if with_logprobs else {}
@@ -365,6 +368,8 @@ class ChatSession:
             See `score_choices`.
         """
         answerer, model, texts = self._answerer(), self.model, checked_choices(choices)
+        for image in images:
+            model.check_encoded(image)
         pieces = answerer.prompt(turns, [len(image) for image in images], _common_tile_tokens(images))
         rows = [choice_ids(answerer, turns[-1][0], text, with_end) for text in texts]
         tokens, limit = _tokens(pieces, images), stretching_limit(model.config.llm_config)

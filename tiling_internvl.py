@@ -60,7 +60,7 @@ def checked_size(size: Sequence[int]) -> tuple[int, int]:
         ValueError: If it is anything but two whole numbers of at least 1.
     """
     try:
-        width, height = map(index, size)
+        width, height = (index(None if isinstance(side, bool) else side) for side in size)
     except (TypeError, ValueError):
         width = height = 0
     if min(width, height) < 1:

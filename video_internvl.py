@@ -52,6 +52,23 @@ def is_clip(value: Any) -> bool:
     return True
 
 
+def check_videos(videos: Sequence[Any], reader: MediaReader) -> None:
+    """Refuse the videos of a call that can be refused before the first of them is opened.
+
+    Raises:
+        TypeError, ValueError, OSError: As `frames_of`.
+    """
+    for index, video in enumerate(videos):
+        source = getattr(video, "source", video)
+        if _is_file(source):
+            reader.check(source, f"videos[{index}]")
+
+
+def _is_file(video: Any) -> bool:
+    known = (str, bytes, bytearray, memoryview, os.PathLike, dict)
+    return isinstance(video, known) or hasattr(video, "read")
+
+
 def frames_of(video: Any, name: str, num_frames: int | None = None, reader: MediaReader | None = None) -> list[Any]:
     """Return frames of a video.
 
@@ -73,14 +90,13 @@ def frames_of(video: Any, name: str, num_frames: int | None = None, reader: Medi
         TypeError, ValueError: If it is no video, or has no frames.
     """
     reader = reader or MediaReader()
-    is_file = isinstance(video, (str, bytes, bytearray, memoryview, os.PathLike, dict)) or hasattr(video, "read")
     if isinstance(video, Image.Image):
         frames = _frames_of_animation(video, name, num_frames, reader)
-    elif is_file:
+    elif _is_file(video):
         with reader.open(video, name) as file:
             frames = _frames_of_file(file, name, DEFAULT_NUM_FRAMES if num_frames is None else num_frames, reader)
     elif isinstance(video, (list, tuple)) or getattr(video, "ndim", 0) == 4:
-        frames = [video[index] for index in _indices(len(video), num_frames)]
+        frames = [video[index] for index in _indices(len(video), num_frames, reader)]
     else:
         shape = f" of shape {tuple(video.shape)}" if hasattr(video, "shape") else ""
         raise TypeError(
@@ -92,8 +108,11 @@ def frames_of(video: Any, name: str, num_frames: int | None = None, reader: Medi
     return frames
 
 
-def _indices(total: int, num_frames: int | None) -> Sequence[int]:
-    return range(total) if num_frames is None else sample_frames(total, num_frames)
+def _indices(total: int, num_frames: int | None, reader: MediaReader) -> Sequence[int]:
+    """Choose frames, and count them before the first is decoded."""
+    indices = range(total) if num_frames is None else sample_frames(total, num_frames)
+    reader.count_images(len(indices))
+    return indices
 
 
 def _frames_of_file(file: BinaryIO, name: str, num_frames: int, reader: MediaReader) -> list[Image.Image]:
@@ -111,12 +130,14 @@ def _frames_of_animation(
 ) -> list[Image.Image]:
     frames = []
     try:
-        for index in _indices(getattr(animation, "n_frames", 1), num_frames):
+        total = animation.n_frames if getattr(animation, "is_animated", False) else 1
+        for index in _indices(total, num_frames, reader):
             reader.check_time(name)
             reader.count_pixels(animation.width * animation.height, name)
             animation.seek(index)
             frames.append(animation.copy())
-    except MediaRefusedError:
+            frames[-1].counted_by = reader
+    except PermissionError:  # of the policy; its class may be that of another copy of media_internvl.py
         raise
     except Exception as error:  # decoders raise whatever damage makes of them
         raise _damaged(name, error) from error
@@ -146,7 +167,7 @@ def _decode(av: ModuleType, file: BinaryIO, name: str, num_frames: int, reader: 
                 raise ValueError(f"{name} holds no video: check the file.")
             # What the header says is missing in some formats and wrong in some files.
             total = sum(packet.size > 0 for packet in container.demux(video=0))
-        wanted = sample_frames(total, num_frames)
+        wanted = _indices(total, num_frames, reader)
         frames = []
         with _container(av, file) as container:
             for index, frame in enumerate(container.decode(video=0)):
@@ -154,6 +175,7 @@ def _decode(av: ModuleType, file: BinaryIO, name: str, num_frames: int, reader: 
                 if index in wanted:
                     reader.count_pixels(frame.width * frame.height, name)
                     frames.append(_upright(frame))
+                    frames[-1].counted_by = reader
                 if index == wanted[-1]:
                     break
     except av.FFmpegError as error:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from benchmarks import measure
 from benchmarks.models import OURS, answer_options, build, load_tokenizer, make_inputs
 from benchmarks.second_turn import SESSION, STATELESS
+from training.durable import save_figure
 
 
 PICTURE_COUNTS = (1, 4, 12)
@@ -105,7 +106,7 @@ def main() -> None:
     measure.prepare(options)
     tiles = curve_of_tiles(options)
     path = measure.write("growth", "How do time and memory grow?", options, cases(options))
-    plot(tiles + measure.read_rows(path)).savefig(path.with_suffix(".png"), dpi=120)
+    save_figure(plot(tiles + measure.read_rows(path)), path.with_suffix(".png"), dpi=120)
 
 
 if __name__ == "__main__":

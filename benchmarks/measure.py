@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from training.durable import partial_path, write_text
+
 
 RESULTS = Path(__file__).resolve().parent / "results"
 REST_SECONDS = 0.02
@@ -277,7 +279,9 @@ def write(name: str, question: str, options: argparse.Namespace, cases: Iterable
     for new in cases:
         print(*table(new).splitlines()[2:], sep="\n", flush=True)  # without the head
         result["rows"] += new
-        path.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        # Beside the file of the last time, which stays until this one is complete.
+        write_text(partial_path(path), json.dumps(result, indent=1) + "\n")
+    partial_path(path).replace(path)
     return path
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import RESULTS, table
+from training.durable import write_text
 
 
 HEADER = """# Results
@@ -47,7 +48,7 @@ def main() -> None:
     options = line.parse_args()
     folder = options.results.parent
     sections = [section(path, folder) for path in sorted(options.results.glob("*.json"))]
-    (folder / "RESULTS.md").write_text("\n".join([HEADER, *sections]), "utf-8")
+    write_text(folder / "RESULTS.md", "\n".join([HEADER, *sections]))
 
 
 if __name__ == "__main__":

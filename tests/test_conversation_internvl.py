@@ -418,9 +418,10 @@ def test_links_as_openai_writes_them(kind, tiny):
     assert [visual[kind].settings for visual in visuals] == [{}, {}, {"resolution": "low"}]
 
 
-def test_items_without_a_source_and_unknown_items_pass(tiny):
-    items = [{"type": "image"}, {"type": "audio", "audio": 1}]
-    assert items_of(tiny, *items) == items
+def test_items_without_a_source_pass_and_unknown_items_do_not(tiny):
+    assert items_of(tiny, {"type": "image"}) == [{"type": "image"}]
+    with pytest.raises(ValueError, match="content of type 'audio'; expected text, image or video"):
+        items_of(tiny, {"type": "image"}, {"type": "audio", "audio": 1})
 
 
 def test_text_items_are_joined_before_they_are_guarded(tiny):

@@ -13,7 +13,9 @@ from transformers import AutoProcessor
 
 from examples.demo.conversation import RESOLUTIONS, Conversation
 from examples.demo.drawing import LARGEST, SMALLEST, draw_tiles, on_screen, upright
+from examples.demo.limits import Conversations, media_policy, own_folder
 from examples.demo.words import WORDS
+from training.folders import load_processor
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,7 +90,7 @@ def test_pictures_are_shown_upright_and_opaque(tmp_path):
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.save(tmp_path / "turned.png", exif=exif)
-    seen = upright(tmp_path / "turned.png")
+    seen = upright(Image.open(tmp_path / "turned.png"))
     assert (seen.size, seen.mode, seen.getpixel((0, 0))) == ((20, 30), "RGB", (255, 255, 255))
 
 
@@ -175,12 +177,84 @@ def test_close_frees_at_once(processor):
 def test_boxes_are_drawn_on_the_picture_that_is_named(processor):
     conversation = Conversation(Model(), processor, [SHAPES, SIGN])
     box = "<box>[[100,100,900,900]]</box>"
-    sizes = [on_screen(picture.image).size for picture in conversation.pictures]
+    sizes = [picture.image.size for picture in conversation.pictures]
+    assert sizes[0] == on_screen(Image.open(SHAPES)).size
     assert conversation.draw_boxes("Where?", box).size == sizes[0]
     assert conversation.draw_boxes("Where in Image-2?", box).size == sizes[1]
     assert conversation.draw_boxes("Where in Image-12?", box).size == sizes[0]
     assert conversation.draw_boxes("Where?", "nowhere") is None
     assert Conversation(Model(), processor).draw_boxes("Where?", box) is None
+
+
+# What a public page allows
+
+
+class Tab0:
+    is_busy = is_closed = False
+
+    def close(self):
+        self.is_closed = True
+
+
+def test_conversations_expire_and_make_way():
+    now, tabs = [0.0], [Tab0() for _ in range(4)]
+    held = Conversations(limit=2, seconds=10, clock=lambda: now[0])
+    held.start("a", tabs[0])
+    held.start("a", tabs[1])
+    assert tabs[0].is_closed
+    now[0] = 5.0
+    held.start("b", tabs[2])
+    now[0] = 9.0
+    assert held.get("a") is tabs[1]
+    held.start("c", tabs[3])
+    assert tabs[2].is_closed, "the one that was idle the longest"
+    assert held.get("b") is None
+    now[0] = 19.5
+    tabs[1].is_busy = tabs[3].is_busy = True
+    held.sweep()
+    assert len(held) == 2
+    tabs[1].is_busy = False
+    held.sweep()
+    assert (len(held), tabs[1].is_closed, tabs[3].is_closed) == (1, True, False)
+    held.end("c")
+    held.end("c")
+    assert (len(held), tabs[3].is_closed) == (0, True)
+
+
+def test_uploads_are_read_from_the_pages_folder_alone(tmp_path):
+    with own_folder([Path(SHAPES)]) as folder:
+        limited = load_processor(ROOT / "tiny", media_policy=media_policy(folder))
+        example = folder / "examples" / "shapes.png"
+        conversation = Conversation(Model(), limited, [str(example), SIGN, "http://127.0.0.1:9/a.png"])
+        assert [picture.name for picture in conversation.pictures] == ["shapes.png"]
+        assert set(conversation.broken) == {"sign.png", "a.png"}
+        assert "media_policy does not allow" in conversation.broken["sign.png"]
+        many = Conversation(Model(), limited, [str(example)] * 9)
+        assert many.pictures == []
+        assert "more images and frames than media_policy allows a call: 8" in many.broken["shapes.png"]
+    assert not folder.exists()
+
+
+def test_the_folder_is_removed_when_the_page_is_terminated(tmp_path):
+    code = "import time\nfrom examples.demo.limits import own_folder\n"
+    code += "with own_folder([]) as folder:\n    print(folder, flush=True)\n    time.sleep(99)"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as page:
+        folder = Path(page.stdout.readline().strip())
+        assert folder.is_dir()
+        page.terminate()
+        assert page.wait() == 0
+    assert not folder.exists()
+
+
+def test_long_questions_and_conversations_are_refused(processor):
+    model = Model()
+    conversation = Conversation(model, processor)
+    with pytest.raises(ValueError, match="The question has 4001 characters; expected 4000 at most"):
+        list(conversation.ask("a" * 4001))
+    model.session.history = [("a", "b")] * 40
+    with pytest.raises(ValueError, match="The conversation has 40 turns, and more are not kept; start a new one"):
+        list(conversation.ask("a"))
+    assert not conversation.is_busy
 
 
 # Words and packages

@@ -82,3 +82,13 @@ def test_tied_embeddings_need_no_head(tmp_path):
     InternVLChatModel(config).save_pretrained(tmp_path)
     loaded = InternVLChatModel.from_pretrained(tmp_path)
     assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+
+
+def test_a_broken_shard_is_named(change):
+    folder = change(lambda weights: weights)
+    shard = folder / "model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged \(.*\); expected whole weights: fetch or"):
+        InternVLChatModel.from_pretrained(folder)
+    with pytest.raises(OSError, match="gone"):
+        InternVLChatModel.from_pretrained(folder / "gone")

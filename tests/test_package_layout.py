@@ -31,7 +31,8 @@ LAYERS = {
     "prompt_format_internvl": 0,
     "media_internvl": 0,
     "image_loading_internvl": 1,
-    "image_features_internvl": 0,
+    "inputs_internvl": 0,
+    "image_features_internvl": 1,
     "loss_internvl": 1,
     "compat_internvl": 0,
     "quantization_internvl": 0,
@@ -45,7 +46,7 @@ LAYERS = {
     "video_internvl": 1,
     "answer_internvl": 3,
     "streaming_internvl": 4,
-    "generation_internvl": 1,
+    "generation_internvl": 2,
     "chat_internvl": 6,
     "token_map_internvl": 1,
     "grounding_internvl": 2,
@@ -58,7 +59,8 @@ LAYERS = {
 CONFIGURATION = "configuration_internvl_chat"
 ENTRIES = ("modeling_internvl_chat", "processing_internvl", "image_processing_internvl", "tokenization_internlm2_fast")
 
-ALLOWED = {"torch", "transformers", "PIL", "numpy", "sentencepiece", "tokenizers", *sys.stdlib_module_names}
+LIBRARIES = ("torch", "transformers", "PIL", "numpy", "safetensors", "sentencepiece", "tokenizers")
+ALLOWED = {*LIBRARIES, *sys.stdlib_module_names}
 OPTIONAL = ("flash_attn", "timm", "einops", "peft", "torchvision", "av")
 
 # How Transformers looks for imports: in the text, docstrings and comments included.

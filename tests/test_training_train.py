@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from training import data, optim, train, trainer  # noqa: E402
+from training.durable import seal  # noqa: E402
 from training.prepare import TINY  # noqa: E402
 
 
@@ -192,6 +193,7 @@ def test_joint_says_when_a_stage_before_it_is_unfinished(config, tmp_path, caplo
         checkpoint.mkdir(parents=True)
         save_file(states, checkpoint / train.WEIGHTS_FILE)
         (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": 3, "max_steps": steps}))
+        seal(checkpoint)
     train.initial_weights("joint", tmp_path, None)
     assert [record.message for record in caplog.records] == [f"{tmp_path / 'vision'} has made 3 of its 4 steps"]
 

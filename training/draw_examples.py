@@ -4,7 +4,9 @@ Run it with `python -m training.draw_examples`.
 """
 
 import random
+from io import BytesIO
 
+from training.durable import write_bytes
 from training.pictures import CHINESE, NUMBER, WORD, Scene, draw_shape, font_files, load_font, write_text
 from training.prepare import ROOT
 
@@ -55,7 +57,9 @@ def main() -> None:
     """Write all examples."""
     (ROOT / "examples").mkdir(exist_ok=True)
     for name, draw in EXAMPLES.items():
-        draw(random.Random(f"{SEED} {name}")).image.save(ROOT / "examples" / name, optimize=True)
+        buffer = BytesIO()
+        draw(random.Random(f"{SEED} {name}")).image.save(buffer, "PNG", optimize=True)
+        write_bytes(ROOT / "examples" / name, buffer.getvalue())
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from transformers import BitsAndBytesConfig
 
 from training.data import ONE_TILE, Batches, load_config
+from training.durable import write_text
 from training.folders import load_model, load_processor
 from training.metrics import anls, box_accuracy, exact, relaxed, vqa_accuracy
 from training.pictures import HeldOut
@@ -305,7 +306,7 @@ def main() -> None:
     sys.stdout.write(table(results) + "\n")
     if arguments.json:
         content = {"results": [asdict(result) | {"percent": result.percent} for result in results]}
-        arguments.json.write_text(json.dumps(content | {"mistakes": mistakes}, indent=1, ensure_ascii=False) + "\n")
+        write_text(arguments.json, json.dumps(content | {"mistakes": mistakes}, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

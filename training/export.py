@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 
 from training.data import load_config
+from training.durable import replaced_folder
 from training.prepare import TINY, write_data_files
 from training.train import read_weights
 
@@ -27,7 +28,7 @@ def export(checkpoint: Path, folder: Path, other: Path | None = None, share: flo
 
     Args:
         checkpoint: A run, checkpoint folder or file, see `read_weights`.
-        folder: Receives the weights; its data files are written anew.
+        folder: Receives the weights and new data files, when all of them are complete.
         other: A checkpoint of a run that went on from this one, to be averaged with it (arXiv 2203.05482), or None.
         share: The other's share of the mean, 0 to 1.
 
@@ -37,7 +38,6 @@ def export(checkpoint: Path, folder: Path, other: Path | None = None, share: flo
     if not 0 <= share <= 1:
         raise ValueError(f"The share is {share}; expected a number from 0 to 1.")
     config = load_config()
-    write_data_files(folder, config)
     weights = _without_heads(read_weights(checkpoint))
     if other is not None:
         others = _without_heads(read_weights(other))
@@ -46,13 +46,13 @@ def export(checkpoint: Path, folder: Path, other: Path | None = None, share: flo
                 f"{other} has other weights than {checkpoint}: {sorted(others.keys() ^ weights.keys())[:3]}"
             )
         weights = {name: (1 - share) * weights[name].float() + share * others[name].float() for name in weights}
-    for old in folder.glob("*.safetensors"):
-        old.unlink()
     # In the order of their names, so that the same weights give the same files.
     model = {name: weights[name].bfloat16() for name in sorted(weights)}
-    save_torch_state_dict(model, folder, max_shard_size=MAX_SHARD_SIZE)
-    for shard in folder.glob("*.safetensors"):
-        shard.chmod(0o644)
+    with replaced_folder(folder) as new:
+        write_data_files(new, config)
+        save_torch_state_dict(model, new, max_shard_size=MAX_SHARD_SIZE)
+        for shard in new.glob("*.safetensors"):
+            shard.chmod(0o644)
 
 
 def _without_heads(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

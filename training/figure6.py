@@ -17,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from training.durable import save_figure, write_text
 from training.evaluate import Checkpoint, Question
 from training.metrics import exact
 from training.pictures import NUMBER, WORD, Scene, draw_scene, random_number, random_text
@@ -123,8 +124,8 @@ def main() -> None:
         "pages": arguments.pages,
         "percent": percent,
     }
-    arguments.output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    plot(content).savefig(arguments.output.with_suffix(".png"), dpi=120)
+    write_text(arguments.output.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
+    save_figure(plot(content), arguments.output.with_suffix(".png"), dpi=120)
 
 
 if __name__ == "__main__":

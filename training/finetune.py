@@ -23,6 +23,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from training.conversations import Conversations, read_conversations
+from training.durable import replaced_folder
 from training.folders import load_model, load_processor, local_folder
 from training.merge import merge, write_folder
 from training.trainer import RunTrainer
@@ -274,7 +275,8 @@ def write_result(trainer: FinetuneTrainer, source: Path, run: Path) -> None:
     if trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model)
         if isinstance(model, PeftModel):
-            model.save_pretrained(run / "adapter", state_dict=state)
+            with replaced_folder(run / "adapter") as new:
+                model.save_pretrained(new, state_dict=state)
             merge(source, run / "adapter", run / "model")
         else:
             write_folder(state, source, run / "model")

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from training.durable import recovered
+
 
 def located(folder: Path | str) -> tuple[Path | str, dict[str, Any]]:
     """Find out how `from_pretrained` opens a checkpoint folder.
@@ -20,7 +22,7 @@ def located(folder: Path | str) -> tuple[Path | str, dict[str, Any]]:
     Raises:
         FileNotFoundError: If it is neither.
     """
-    path = Path(folder)
+    path = recovered(Path(folder))
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
         return str(folder), {"trust_remote_code": True}
     if not (path / "config.json").is_file():
@@ -44,7 +46,7 @@ def local_folder(folder: Path | str) -> Path:
     Raises:
         FileNotFoundError: If there is no such folder.
     """
-    path = Path(folder)
+    path = recovered(Path(folder))
     if not path.is_dir():
         raise FileNotFoundError(
             f"{folder} is not a folder; expected a local one, for its files are copied beside the new weights. "
@@ -67,7 +69,15 @@ def load_model(folder: Path | str, **options: Any) -> PreTrainedModel:
     return AutoModelForImageTextToText.from_pretrained(place, **{"dtype": "auto", **options}, **where)
 
 
-def load_processor(folder: Path | str) -> ProcessorMixin:
-    """Load the processor of a checkpoint folder, see `located`."""
+def load_processor(folder: Path | str, **options: Any) -> ProcessorMixin:
+    """Load the processor of a checkpoint folder, see `located`.
+
+    Args:
+        folder: See `located`.
+        **options: What `from_pretrained` takes.
+
+    Returns:
+        The processor.
+    """
     place, where = located(folder)
-    return AutoProcessor.from_pretrained(place, **where)
+    return AutoProcessor.from_pretrained(place, **options, **where)

@@ -13,6 +13,7 @@ from huggingface_hub import save_torch_state_dict
 from peft import PeftModel
 from transformers import AutoConfig
 
+from training.durable import replaced_folder
 from training.folders import load_model, local_folder, located
 
 
@@ -27,19 +28,17 @@ def write_folder(state: dict[str, torch.Tensor], source: Path, target: Path) -> 
     Args:
         state: Weights by name.
         source: The folder that the model came from.
-        target: The folder to write.
+        target: The folder to write; it changes when the new weights are complete.
     """
     place, options = located(source)
     dtype = AutoConfig.from_pretrained(place, **options).dtype or torch.float32
-    target.mkdir(parents=True, exist_ok=True)
-    for old in target.glob("*.safetensors*"):
-        old.unlink()
-    # Copies, because gathered weights may be views of something larger.
-    save_torch_state_dict({name: value.to(dtype, copy=True) for name, value in state.items()}, target)
-    for folder, suffixes in ((place, (".py",)), (source, KEPT)):
-        for file in folder.iterdir():
-            if file.suffix in suffixes and not file.name.endswith(WEIGHT_INDEX):
-                shutil.copyfile(file, target / file.name)
+    with replaced_folder(target) as new:
+        # Copies, because gathered weights may be views of something larger.
+        save_torch_state_dict({name: value.to(dtype, copy=True) for name, value in state.items()}, new)
+        for folder, suffixes in ((place, (".py",)), (source, KEPT)):
+            for file in folder.iterdir():
+                if file.suffix in suffixes and not file.name.endswith(WEIGHT_INDEX):
+                    shutil.copyfile(file, new / file.name)
 
 
 def merge(base: Path, adapter: Path, target: Path) -> None:

@@ -5,12 +5,12 @@ Run it with `python -m training.prepare`.
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from examples.fast_tokenizer import TOKENIZERS, write_fast_tokenizer
 from training.data import IMAGE_MEAN, IMAGE_STD, load_config
+from training.durable import write_bytes, write_text
 from training.tokenizer import SPECIAL_TOKENS, write_tokenizer
 
 
@@ -26,7 +26,7 @@ def _token(content: str) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def model_config(config: dict[str, Any], vocab_size: int) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def write_data_files(folder: Path, config: dict[str, Any]) -> None:
         "patch_size": model["vision_config"]["patch_size"],
     }
     _write(folder / "processor_config.json", processor | sizes)
-    shutil.copyfile(ROOT / "chat_template.jinja", folder / "chat_template.jinja")
+    write_bytes(folder / "chat_template.jinja", (ROOT / "chat_template.jinja").read_bytes())
 
 
 def preprocessor_config(model: dict[str, Any]) -> dict[str, Any]:

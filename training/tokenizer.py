@@ -10,6 +10,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from training.durable import write_bytes
 from training.questions import every_question
 
 
@@ -92,5 +93,5 @@ def write_tokenizer(folder: Path, vocab_size: int) -> int:
     Returns:
         Size of the whole vocabulary, special tokens included.
     """
-    (folder / "tokenizer.model").write_bytes(train_tokenizer(training_text(), vocab_size))
+    write_bytes(folder / "tokenizer.model", train_tokenizer(training_text(), vocab_size))
     return vocab_size + len(SPECIAL_TOKENS)

@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModel, TrainingArguments
 
 from training.attention import use_plain_attention
 from training.data import Batch, Batches, PromptEncoder, load_config
+from training.durable import write_text
 from training.folders import located
 from training.heads import FINDING_LAYER, SPELLING_LAYER, TrainingHeads, pull_loss
 from training.optim import MasterOptimizer, rate_at
@@ -357,6 +358,7 @@ def read_weights(place: Path) -> dict[str, torch.Tensor]:
 
     Raises:
         FileNotFoundError: If there are none.
+        ValueError: If a file is damaged.
     """
     files = [place]
     if place.is_dir():
@@ -366,8 +368,17 @@ def read_weights(place: Path) -> dict[str, torch.Tensor]:
         raise FileNotFoundError(f"{place} holds no weights; expected a run, a checkpoint folder or a file of weights.")
     weights = {}
     for file in files:
-        weights |= torch.load(file)["weights"] if file.suffix == ".pt" else load_file(file)
+        weights |= _read_file(file)
     return {name.removeprefix("model."): value for name, value in weights.items() if not name.startswith("codes.")}
+
+
+def _read_file(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return torch.load(file)["weights"] if file.suffix == ".pt" else load_file(file)
+    except Exception as error:  # the readers raise whatever damage makes of them
+        raise ValueError(
+            f"{file} cannot be read ({error}); expected a whole file of weights: write it anew."
+        ) from error
 
 
 def _warn_if_unfinished(run: Path) -> None:
@@ -394,7 +405,7 @@ def keep_settings(run: Path, config: dict[str, Any], stage: str) -> None:
     file = run / SETTINGS_FILE
     if not file.exists():
         run.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+        write_text(file, json.dumps(settings, indent=1) + "\n")
     begun = json.loads(file.read_text("utf-8"))
     for name in sorted(begun.keys() | settings.keys()):
         if begun.get(name) != settings.get(name):

@@ -1,11 +1,13 @@
 """What all training here shares: Transformers' Trainer, with a log file, one progress line and runs that go on.
 
 A run is a folder: the Trainer's checkpoints in it, and `log.jsonl`. Started again, a run goes on from its last whole
-checkpoint.
+checkpoint: one whose files are all there, as `manifest.json` in it says.
 """
 
 import json
+import logging
 import math
+import shutil
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -26,24 +28,30 @@ from transformers import (
 )
 from transformers.trainer_utils import TrainOutput
 
+from training.durable import damage, seal, sealed_files, write_text
 
-LOG_FILE = "log.jsonl"
+
+logger = logging.getLogger(__name__)
+LOG_FILE, STATE_FILE = "log.jsonl", "trainer_state.json"
+PREFIX = "checkpoint-"
+# What the names of a checkpoint's files or folders begin with that hold the optimizer's state, DeepSpeed's included.
+OPTIMIZER_FILES = ("optimizer", "global_step")
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoints of a run, the newest first."""
+    found = [folder for folder in run.glob(f"{PREFIX}*") if folder.name.removeprefix(PREFIX).isdecimal()]
+    return sorted(found, key=lambda folder: int(folder.name.removeprefix(PREFIX)), reverse=True)
 
 
 def last_checkpoint(run: Path) -> Path | None:
-    """Find the newest checkpoint of a run that was written to its end, for a kill may come at any moment."""
-    steps = {folder: folder.name.removeprefix("checkpoint-") for folder in run.glob("checkpoint-*")}
-    whole = [folder for folder, step in steps.items() if step.isdecimal() and _is_whole(folder)]
-    return max(whole, key=lambda folder: int(steps[folder]), default=None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        # The Trainer writes this file last.
-        json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
+    """Find the newest whole checkpoint of a run, for a kill may come at any moment; say which others are not."""
+    for checkpoint in checkpoints(run):
+        problem = damage(checkpoint)
+        if not problem:
+            return checkpoint
+        logger.warning("%s is not whole (%s); the newest whole checkpoint before it is used", checkpoint, problem)
+    return None
 
 
 class Means:
@@ -80,7 +88,7 @@ class LogFile(TrainerCallback):
         self.file = Path(args.output_dir) / LOG_FILE
         if state.is_world_process_zero and self.file.exists():
             lines = self.file.read_text("utf-8").splitlines(keepends=True)
-            self.file.write_text("".join(line for line in lines if _step_of(line) <= state.global_step))
+            write_text(self.file, "".join(line for line in lines if _step_of(line) <= state.global_step))
         hidden = args.disable_tqdm or not state.is_world_process_zero
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=hidden, mininterval=5)
 
@@ -154,10 +162,48 @@ class RunTrainer(Trainer):
         self.means = Means()
 
     def run(self) -> TrainOutput:
-        """Train to the end, from the last whole checkpoint of the run where there is one."""
+        """Train to the end, from the last whole checkpoint of the run where there is one.
+
+        Raises:
+            ValueError: If that checkpoint holds no state of the optimizer: training would go on to other weights.
+        """
         checkpoint = last_checkpoint(Path(self.args.output_dir))
+        if checkpoint is not None and not any(name.startswith(OPTIMIZER_FILES) for name in sealed_files(checkpoint)):
+            raise ValueError(
+                f"{checkpoint} holds no state of the optimizer, as save_only_model leaves it out; a run cannot go on "
+                "from it to the same weights: give another output_dir, and this checkpoint as the model."
+            )
         self.means.reset()
         return self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint, seal it when all processes have written their parts, and then remove the oldest."""
+        checkpoint = Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}"
+        if self._prepare(checkpoint):
+            return
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # removing is done here
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            seal(checkpoint)
+            kept = [str(checkpoint), str(self.state.best_model_checkpoint)]
+            olds = checkpoints(Path(self.args.output_dir))[limit:] if limit else []
+            for old in olds:
+                if str(old) not in kept:
+                    shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _prepare(self, checkpoint: Path) -> bool:
+        """Remove what a kill left of a checkpoint; say whether it is there and whole."""
+        is_whole = checkpoint.exists() and not damage(checkpoint)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero() and not is_whole:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        return is_whole
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any

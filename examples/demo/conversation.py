@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from examples.demo.drawing import on_screen, upright
+from examples.demo.limits import MAX_QUESTION, MAX_TURNS
 
 
 # The image processor's; "auto" is what the checkpoint's own folder says, 12 tiles for InternVL 1.5.
@@ -24,7 +25,7 @@ class Picture:
     Attributes:
         path: Its file.
         name: What the file is called.
-        image: The picture as a person sees it, RGB.
+        image: The picture as a person sees it, RGB, in a size for the screen: a page holds many.
         plan: Its tile plan.
         tile_tokens: Image tokens of one tile.
     """
@@ -51,8 +52,13 @@ class Conversation:
         self._settings = {"resolution": resolution}
         self._session = model.start_chat(processor.tokenizer)
         self._is_answering = self._is_stopped = self._is_closed = False
-        for path in paths:
+        for path in self._allowed(paths):
             self._add(path)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer is being made."""
+        return self._is_answering
 
     def ask(self, question: str) -> Iterator[str]:
         """Yield the answer as far as it is made; `stop` ends it early.
@@ -65,8 +71,13 @@ class Conversation:
             The answer's beginning, longer each time.
 
         Raises:
-            ValueError: If `<image>` in the question does not fit the pictures, or the conversation is closed.
+            ValueError: If `<image>` in the question does not fit the pictures, the conversation is closed, or question
+                or conversation are too long.
         """
+        if len(question) > MAX_QUESTION:
+            raise ValueError(f"The question has {len(question)} characters; expected {MAX_QUESTION} at most.")
+        if len(self._session.history) >= MAX_TURNS:
+            raise ValueError(f"The conversation has {MAX_TURNS} turns, and more are not kept; start a new one.")
         self._is_answering, self._is_stopped = True, False
         answer = ""
         try:
@@ -108,7 +119,16 @@ class Conversation:
         number = next((number for number in numbers if 1 <= number <= len(self.pictures)), 1)
         image = self.pictures[number - 1].image
         (grounding,) = self._processor.post_process_grounding(answer, image.size)
-        return on_screen(grounding.draw(image)) if grounding.regions else None
+        return grounding.draw(image) if grounding.regions else None
+
+    def _allowed(self, paths: Sequence[str]) -> Sequence[str]:
+        """Return the files if there are not too many of them, else none."""
+        try:
+            self._processor.image_processor.media_reader(len(paths))
+        except ValueError as error:
+            self.broken[Path(paths[-1]).name] = str(error)
+            return ()
+        return paths
 
     def _add(self, path: str) -> None:
         """Read a picture, or note what is wrong with it."""
@@ -122,7 +142,9 @@ class Conversation:
         self._processor.image_processor(path, resolution="low")
         plan = self._processor.image_processor.plan(path, **self._settings)
         (num_tokens,) = self._processor.count_image_tokens(path, **self._settings)
-        return Picture(path, Path(path).name, upright(path), plan, num_tokens // plan.num_tiles)
+        (opened,) = self._processor.image_processor.fetch_images([path])
+        image = on_screen(upright(opened))
+        return Picture(path, Path(path).name, image, plan, num_tokens // plan.num_tiles)
 
     def _start(self, question: str) -> Iterator[str]:
         """Start the answer; the first question brings the pictures."""

@@ -11,10 +11,9 @@ GRID_COLOUR = "#1f6feb"
 SMALLEST, LARGEST = 640, 1280
 
 
-def upright(path: str) -> Image.Image:
-    """Open a picture as a person should see it: RGB, turned by its EXIF orientation, transparency on white."""
-    with Image.open(path) as opened:
-        picture = ImageOps.exif_transpose(opened)
+def upright(picture: Image.Image) -> Image.Image:
+    """Show a picture as a person should see it: RGB, turned by its EXIF orientation, transparency on white."""
+    picture = ImageOps.exif_transpose(picture)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

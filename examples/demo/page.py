@@ -9,17 +9,19 @@ import gradio as gr
 
 from examples.demo.conversation import RESOLUTIONS, Conversation
 from examples.demo.drawing import draw_tiles
+from examples.demo.limits import MAX_QUESTION, Conversations
 from examples.demo.words import WORDS
 
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+SHAPES, SIGN, RECEIPT = (ROOT / "examples" / f"{name}.png" for name in ("shapes", "sign", "receipt"))
 EXAMPLES = (
-    ("examples/shapes.png", "What colour is the circle?"),
-    ("examples/shapes.png", "Give the box of <ref>orange star</ref>"),
-    ("examples/shapes.png", "图中的五角星是什么颜色？"),
-    ("examples/sign.png", "What does the blue text say?"),
-    ("examples/sign.png", "红色的文字写的是什么？"),
-    ("examples/receipt.png", "What is the total?"),
+    (SHAPES, "What colour is the circle?"),
+    (SHAPES, "Give the box of <ref>orange star</ref>"),
+    (SHAPES, "图中的五角星是什么颜色？"),
+    (SIGN, "What does the blue text say?"),
+    (SIGN, "红色的文字写的是什么？"),
+    (RECEIPT, "What is the total?"),
 )
 # Drawn pictures keep their proportions, with the caption below instead of on them.
 CSS = """
@@ -33,16 +35,23 @@ CSS = """
 
 
 class Page:
-    """The page for one model. Each browser tab has a conversation of its own, which ends when the tab is closed."""
+    """The page for one model. Each browser tab has a conversation of its own, which ends when the tab is closed.
 
-    def __init__(self, model: Any, processor: Any, name: str) -> None:
-        self._model, self._processor, self._name = model, processor, name
-        self.conversations: dict[str, Conversation] = {}  # by Gradio's name of the tab
+    Args:
+        model: The model.
+        processor: Its processor, with a policy for uploads.
+        name: What the page says of the model.
+        examples: The folder with the files of the examples.
+    """
 
-    def build(self) -> gr.Blocks:
-        """Put the page together."""
+    def __init__(self, model: Any, processor: Any, name: str, examples: Path = ROOT / "examples") -> None:
+        self._model, self._processor, self._name, self._examples = model, processor, name, examples
+        self.conversations = Conversations()
+
+    def build(self, **options: Any) -> gr.Blocks:
+        """Put the page together; options are those of Gradio's Blocks."""
         words = WORDS["en"]
-        with gr.Blocks(title="InternVL 1.5", analytics_enabled=False) as page:
+        with gr.Blocks(title="InternVL 1.5", analytics_enabled=False, **options) as page:
             with gr.Row(equal_height=True):
                 with gr.Column(scale=5):
                     gr.Markdown(f"# InternVL 1.5 · {self._name}")
@@ -74,10 +83,11 @@ class Page:
                         submit_btn=words["ask"],
                         show_label=False,
                         elem_id="question",
+                        max_length=MAX_QUESTION,
                     )
                     new = gr.Button(words["new"], elem_id="new")
             gr.Examples(
-                [[[str(ROOT / path)], text] for path, text in EXAMPLES],
+                [[[str(self._examples / path.name)], text] for path, text in EXAMPLES],
                 [files, question],
                 label=f"{words['examples']} · {WORDS['zh']['examples']}",
                 elem_id="examples",
@@ -95,7 +105,6 @@ class Page:
                 [intro, files, resolution, tiles, total, chat, question, new],
                 show_progress="hidden",
             )
-            # One answer at a time, whatever the number of tabs: there is one model.
             question.submit(self.answer, [question, chat, files, resolution, language], [question, chat])
             question.stop(self.stop, queue=False)
             page.load(self.greet, None, language, show_progress="hidden")
@@ -108,7 +117,6 @@ class Page:
 
     def start(self, paths: list[str] | None, resolution: str, language: str, request: gr.Request) -> tuple[Any, ...]:
         """Begin a conversation about the pictures that are there; one that went on before ends."""
-        self.leave(request)
         conversation = self._conversation(paths, resolution, language, request)
         return *self._sight(conversation, language), []
 
@@ -151,13 +159,12 @@ class Page:
 
     def stop(self, request: gr.Request) -> None:
         """End the answer that this tab is getting."""
-        if request.session_hash in self.conversations:
-            self.conversations[request.session_hash].stop()
+        if (conversation := self.conversations.get(request.session_hash)) is not None:
+            conversation.stop()
 
     def leave(self, request: gr.Request) -> None:
         """End the tab's conversation."""
-        if request.session_hash in self.conversations:
-            self.conversations.pop(request.session_hash).close()
+        self.conversations.end(request.session_hash)
 
     def translate(self, language: str, request: gr.Request) -> tuple[Any, ...]:
         """Say everything in another language; the conversation goes on."""
@@ -182,8 +189,9 @@ class Page:
         self, paths: list[str] | None, resolution: str, language: str, request: gr.Request
     ) -> Conversation:
         """Start the tab's conversation and say which pictures cannot be read."""
+        self.conversations.end(request.session_hash)
         conversation = Conversation(self._model, self._processor, paths or (), resolution)
-        self.conversations[request.session_hash] = conversation
+        self.conversations.start(request.session_hash, conversation)
         for name, error in conversation.broken.items():
             gr.Warning(WORDS[language]["broken"].format(name=name, error=error))
         return conversation
