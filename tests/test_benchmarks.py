@@ -106,10 +106,12 @@ def test_a_run_that_is_stopped_keeps_its_cases(tmp_path):
         yield from cases_of_tiles(1, 7)
         raise KeyboardInterrupt
 
+    old = measure.write("memory", "How much?", options_of(tmp_path), cases_of_tiles(3))
     with pytest.raises(KeyboardInterrupt):
         measure.write("memory", "How much?", options_of(tmp_path), cases())
-    rows = measure.read_rows(measure.result_path("memory", options_of(tmp_path)))
+    rows = measure.read_rows(measure.partial_path(old))  # beside the last whole result, which stays
     assert rows == [row for case in cases_of_tiles(1, 7) for row in case]
+    assert measure.read_rows(old) == [row for case in cases_of_tiles(3) for row in case]
 
 
 def test_a_command_offers_what_it_reads():
