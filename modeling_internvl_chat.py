@@ -48,7 +48,7 @@ from .image_features_internvl import (
     feature_index,
     insert_features,
 )
-from .loading_internvl import check_loaded
+from .loading_internvl import add_stop, check_loaded
 from .loss_internvl import next_token_loss
 from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
@@ -197,6 +197,7 @@ class InternVLChatModel(
         )
         if strict:
             check_loaded(pretrained_model_name_or_path, info)
+        add_stop(model.generation_config, model.config.stop_token_id)
         return (model, info) if wants_info else model
 
     @property

@@ -25,6 +25,7 @@ from .collator_internvl import ConversationCollator
 from .conversation_internvl import PromptEncoder, Visual, decode_answer, media_apart, prepare_conversation
 from .grounding_internvl import GroundingMixin
 from .image_loading_internvl import flatten_images
+from .image_processing_internvl import InternVLImageProcessor
 from .media_internvl import MediaPolicy  # noqa: F401 (some releases copy only what this file names)
 from .prompt_format_internvl import (
     IMAGE_CONTEXT_TOKEN,
@@ -34,6 +35,7 @@ from .prompt_format_internvl import (
     PromptFormat,
     prompt_format,
 )
+from .tile_pixels_internvl import write_tiles  # noqa: F401 (as `MediaPolicy`)
 from .tiling_internvl import is_size, tokens_per_tile
 from .token_map_internvl import TokenMapMixin
 from .video_internvl import frames_of, is_clip
@@ -51,6 +53,16 @@ CALL_KWARGS = (*TEXT_KWARGS, *IGNORED_KWARGS, *NESTING_KWARGS, "images", "videos
 KEPT_KWARGS = {"auto_map", "processor_class", "media_policy"}
 # Under which a folder is found.
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+# What a published config.json says about tiles; the image processor knows these names.
+TILE_KEYS = (
+    "dynamic_image_size",
+    "force_image_size",
+    "max_dynamic_patch",
+    "min_dynamic_patch",
+    "pad2square",
+    "use_thumbnail",
+)
 
 logger = logging.get_logger(__name__)
 
@@ -113,10 +125,11 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         settings, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if settings.get("template", "unsaid") is None:  # saved with a template of the caller's own
             return settings | ({} if given is None else {"chat_template": given}), kwargs
-        try:
-            config, _ = PretrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
-        except OSError:  # a folder with the processor alone
-            config = {}
+        config = _model_config(pretrained_model_name_or_path, hub_kwargs)
+        if "patch_size" in config.get("vision_config", {}):
+            settings.setdefault("patch_size", config["vision_config"]["patch_size"])
+        if config.get("downsample_ratio"):
+            settings.setdefault("downsample_factor", round(1 / config["downsample_ratio"]))
         settings |= {name: config[name] for name in ("template", "system_message") if name in config}
         found = settings.pop("chat_template", None)
         if given is not None:
@@ -162,12 +175,34 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         """
         # Pipelines say the model's type to every part; a tokenizer that keeps it cannot be saved.
         kwargs = {name: value for name, value in kwargs.items() if name not in ("dtype", "torch_dtype")}
-        image_processor = AutoImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        image_processor = cls._image_processor_from_pretrained(pretrained_model_name_or_path, kwargs)
         settings = [*image_processor.valid_kwargs.__annotations__, "media_policy"]
         kwargs = {name: value for name, value in kwargs.items() if name not in settings}
         # Pipelines pad by the tokenizer's side, and generation continues at the right.
         kwargs = {"padding_side": "left", **kwargs}
         return [image_processor, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)]
+
+    @classmethod
+    def _image_processor_from_pretrained(cls, source: str, kwargs: dict[str, Any]) -> BaseImageProcessor:
+        """Load the image processor; a published folder names none of ours, and its config.json says how tiles are cut.
+
+        What a preprocessor_config.json of another image processor says, such as the mean, takes precedence.
+        """
+        hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if kwargs.get(name) is not None}
+        try:
+            found, _ = BaseImageProcessor.get_image_processor_dict(source, **hub_kwargs)
+        except OSError:  # no such file
+            found = {}
+        if "AutoImageProcessor" in found.get("auto_map", {}):
+            return AutoImageProcessor.from_pretrained(source, **kwargs)
+        config = _model_config(source, hub_kwargs)
+        published = {name: config[name] for name in TILE_KEYS if config.get(name) is not None}
+        published.setdefault("force_image_size", config.get("vision_config", {}).get("image_size"))
+        is_of_images = {"image_processor_type", "feature_extractor_type"} & found.keys()
+        settings = InternVLImageProcessor(**published).to_dict() | (found if is_of_images else {})
+        rest = {name: value for name, value in kwargs.items() if name not in (*HUB_KWARGS, "trust_remote_code")}
+        InternVLImageProcessor.register_for_auto_class()  # so that its code is saved with it
+        return InternVLImageProcessor.from_dict(settings, **rest)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -469,6 +504,14 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
             return_tensors=return_tensors,
         )
         return {name: padded[name] for name in ("input_ids", "attention_mask")}
+
+
+def _model_config(source: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Read the model's config.json; empty in a folder with the processor alone."""
+    try:
+        return PretrainedConfig.get_config_dict(source, **hub_kwargs)[0]
+    except OSError:
+        return {}
 
 
 def _checked_prompts(text: Any) -> list[str]:
