@@ -200,6 +200,12 @@ class InternVLChatModel(
         add_stop(model.generation_config, model.config.stop_token_id)
         return (model, info) if wants_info else model
 
+    @classmethod
+    def names_of_weights(cls, config: InternVLChatConfig) -> list[str]:
+        """Return the names of the weights of a model of this config, which is built without memory for them."""
+        with torch.device("meta"):
+            return list(cls(config).state_dict())
+
     @property
     def num_image_token(self) -> int:
         """Image tokens of a tile of the configured size (256 for 448 pixels)."""
