@@ -54,7 +54,7 @@ from .modeling_intern_vit import InternVisionModel
 from .modeling_internlm2 import InternLM2ForCausalLM
 from .options_internvl import GenerationOptions, read_options
 from .prompt_format_internvl import PromptFormat, prompt_format
-from .quantization_internvl import bitsandbytes_config, sparing_config
+from .quantization_internvl import bitsandbytes_config, report_unquantized, sparing_config
 from .rope_internvl import forget_longer_calls
 from .scoring_internvl import ScoringMixin
 from .session_internvl import ChatSession
@@ -198,6 +198,8 @@ class InternVLChatModel(
         if strict:
             check_loaded(pretrained_model_name_or_path, info)
         add_stop(model.generation_config, model.config.stop_token_id)
+        if getattr(model, "hf_quantizer", None) is not None:
+            report_unquantized(model)
         return (model, info) if wants_info else model
 
     @classmethod
