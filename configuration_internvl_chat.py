@@ -22,11 +22,10 @@ from .prompt_format_internvl import IMAGE_CONTEXT_TOKEN, PROMPT_FORMATS
 IMAGE_TOKEN_FROM_END = 7
 # Where tokenizers say the ids of tokens, the smallest file first.
 TOKENIZER_FILES = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")
-# The classes of this package, which a published config.json names only in part.
-AUTO_MAP = dict.fromkeys(
-    ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
-    "modeling_internvl_chat.InternVLChatModel",
-) | {
+# The classes of this package, which a published config.json names only in part. The model's class is AutoModel's: a
+# reward model names another one there.
+MODEL_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+PARTS = {
     "AutoImageProcessor": "image_processing_internvl.InternVLImageProcessor",
     "AutoProcessor": "processing_internvl.InternVLProcessor",
 }
@@ -224,7 +223,9 @@ def _added_ids(file: str, content: dict[str, Any]) -> dict[str, int]:
 def _whole_auto_map(auto_map: dict[str, Any]) -> dict[str, Any]:
     """Add the package's other classes to those that a published config names, from where the config's class is."""
     repository, dashes, _ = str(auto_map["AutoConfig"]).rpartition("--")
-    return {name: repository + dashes + target for name, target in AUTO_MAP.items()} | auto_map
+    model = auto_map.get("AutoModel", f"{repository}{dashes}modeling_internvl_chat.InternVLChatModel")
+    parts = {name: repository + dashes + target for name, target in PARTS.items()}
+    return dict.fromkeys(MODEL_CLASSES, model) | parts | auto_map
 
 
 def _beside(reference: Any, folder: str | os.PathLike) -> Any:

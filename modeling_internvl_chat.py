@@ -55,6 +55,7 @@ from .modeling_internlm2 import InternLM2ForCausalLM
 from .options_internvl import GenerationOptions, read_options
 from .prompt_format_internvl import PromptFormat, prompt_format
 from .quantization_internvl import bitsandbytes_config, report_unquantized, sparing_config
+from .reward_internvl import RewardMixin
 from .rope_internvl import forget_longer_calls
 from .scoring_internvl import ScoringMixin
 from .session_internvl import ChatSession
@@ -662,6 +663,10 @@ class InternVLChatModel(
                 f"skip_logits needs logits that come straight from the output head, but llm_config sets {scaled}."
             )
         return self.get_output_embeddings()
+
+
+class InternVLRewardModel(RewardMixin, InternVLChatModel):
+    """VisualPRM: the same model, which scores the steps of answers; its config.json names this class for AutoModel."""
 
 
 def _build_language_model(config: PretrainedConfig) -> PreTrainedModel:

@@ -56,7 +56,7 @@ def adopt(folder: Path, dry_run: bool = False, load: bool = True, device_map: st
     for name in names:
         shutil.copyfile(ROOT / name, folder / name)
     published = read_json(folder / "config.json")
-    published["auto_map"] = published.get("auto_map", {}) | model_classes()
+    published["auto_map"] = published.get("auto_map", {}) | classes_for(published)
     write_json(folder / "config.json", published)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     for name in missing:
@@ -194,9 +194,15 @@ def package_class(auto_class: str) -> Any:
     return get_class_from_dynamic_module(CLASSES[auto_class], str(ROOT))
 
 
-def model_classes() -> dict[str, Any]:
+def classes_for(published: dict[str, Any]) -> dict[str, Any]:
     """Return the entries of `auto_map` for everything but the tokenizer, which is the checkpoint's own."""
-    return {name: target for name, target in CLASSES.items() if name != "AutoTokenizer"}
+    named = [*published.get("architectures", ()), published.get("auto_map", {}).get("AutoModel", "")]
+    is_reward = any(name.endswith("InternVLRewardModel") for name in named)
+    return {
+        name: target.replace("InternVLChatModel", "InternVLRewardModel") if is_reward else target
+        for name, target in CLASSES.items()
+        if name != "AutoTokenizer"
+    }
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -51,6 +51,7 @@ LAYERS = {
     "grounding_internvl": 2,
     "session_internvl": 4,
     "scoring_internvl": 4,
+    "reward_internvl": 4,
     "collator_internvl": 2,
     "processing_internvl": 3,
     "modeling_internvl_chat": 5,
