@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from .conversation_internvl import History, decode_answer, encode_conversation, turns_of_history
 from .image_features_internvl import EncodedImages
-from .options_internvl import GenerationOptions, answer_options, seeing_answer_alone
+from .options_internvl import GenerationOptions, answer_options, read_options, seeing_answer_alone
 from .prompt_format_internvl import (
     IMAGE_CONTEXT_TOKEN,
     IMAGE_END_TOKEN,
@@ -52,6 +52,8 @@ class ChatMixin:
         verbose: bool = False,
         streamer: BaseStreamer | None = None,
         system: str | None = None,
+        rope_pos_id_version: str | None = None,
+        rope_pos_id_stride: float | None = None,
     ) -> str | tuple[str, list[tuple[str, str]]]:
         """Answer a question about pictures, or about none. Names and order of the first arguments are official.
 
@@ -72,6 +74,8 @@ class ChatMixin:
             verbose: Whether to log the prompt.
             streamer: Receives tokens as they are made.
             system: System message of this call; None means the model's.
+            rope_pos_id_version: See `generate`; elsewhere it is one of the options in `generation_config`.
+            rope_pos_id_stride: See `generate`.
 
         Returns:
             The answer; with `return_history` also the new history.
@@ -82,6 +86,9 @@ class ChatMixin:
         """
         _check_fixed_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
         num_tiles = tiles_of_one_conversation(pixel_values, num_patches_list)
+        positions = {"rope_pos_id_version": rope_pos_id_version, "rope_pos_id_stride": rope_pos_id_stride}
+        positions = {name: value for name, value in positions.items() if value is not None}
+        generation_config = read_options(generation_config) | positions if positions else generation_config
         (turns,) = self._converse(
             tokenizer, pixel_values, [question], [history], [num_tiles], generation_config, system, verbose, streamer
         )

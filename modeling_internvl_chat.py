@@ -545,7 +545,8 @@ class InternVLChatModel(
                 `input_ids`: pixels are floating point.
             input_ids: See `embed_inputs`; or give `inputs_embeds`.
             attention_mask: 1 for tokens, 0 for padding, `(batch, kv_seq)`.
-            position_ids: Positions `(batch, seq)`; by default they count on from the cache.
+            position_ids: Positions `(batch, seq)`; by default they count on from the cache. They may be fractional,
+                see `rope_internvl.fractional_positions`.
             image_flags: See `embed_inputs`.
             past_key_values: Cache of earlier tokens; `cache` means the same.
             labels: Tokens to learn `(batch, seq)`, not shifted; -100 is ignored.
@@ -583,6 +584,11 @@ class InternVLChatModel(
         }
         slot = first_slot(past_key_values, kwargs)
         inputs_embeds = self.embeds_of_step(input_ids, inputs_embeds, images, past_key_values, prompt_features, slot)
+        if prompt_features is not None and prompt_features.positions is not None:
+            position_ids = prompt_features.positions_at(slot, *inputs_embeds.shape[:2])
+        if position_ids is not None and position_ids.is_floating_point() and attention_mask is None:
+            # Without a mask, Transformers takes positions that do not count by one for several packed sequences.
+            attention_mask = inputs_embeds.new_ones(len(inputs_embeds), int(slot) + inputs_embeds.shape[1], dtype=int)
         # Not an argument by name: Transformers' trainer takes each argument called so for one that batches must have.
         shift_labels = kwargs.pop("shift_labels", None)
         has_labels = labels is not None or shift_labels is not None

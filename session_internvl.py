@@ -17,6 +17,7 @@ from .conversation_internvl import History
 from .image_features_internvl import EncodedImages
 from .options_internvl import GenerationOptions, read_options
 from .prompt_format_internvl import IMAGE_CONTEXT_TOKEN, IMAGE_PLACEHOLDER, prompt_format
+from .rope_internvl import POSITION_OPTIONS
 from .streaming_internvl import stream_answer
 
 
@@ -61,6 +62,7 @@ class ChatSession:
         self._waiting: list[EncodedImages] = []  # shown, and not yet asked about
         self._cache: GrowingCache | None = None
         self._cached: list[int | EncodedImages] = []  # what each token of the cache stands for
+        self._positions: dict[str, Any] = {}  # how its positions were counted
         self._closed = False
 
     def show(self, pixel_values: torch.Tensor | EncodedImages, num_patches_list: Sequence[int] | None = None) -> None:
@@ -237,6 +239,11 @@ class ChatSession:
         stretched = limit is not None and len(input_ids) > limit
         if stretched:
             self._forget()  # every length has its own angles
+        options = read_options(generation_config)
+        positions = {name: options[name] for name in POSITION_OPTIONS if options.get(name) is not None}
+        if positions != self._positions:
+            self._forget()
+        self._positions = positions
         tokens = _what_tokens_stand_for(input_ids, pictures, image_token_id)
         keeps_cache = not stretched and _extends_a_cache(generation_config, self.model.generation_config)
         kept = self._keep_beginning(tokens) if keeps_cache else 0
