@@ -22,7 +22,7 @@ from transformers.utils import TransformersKwargs
 
 RELEASE = f"Transformers {transformers.__version__}"
 
-# Whether chunked prefill reads a prompt from slot 0 and by its slots, whatever a cache holds and padding is there.
+# Whether chunked prefill starts at slot 0 even behind a filled cache, and takes padding for part of the prompt.
 PREFILL_CHUNKS_IGNORE_CACHE = hasattr(GenerationMixin, "_prefill_chunking")
 # Every name that a release has had for the cache: as an argument, as a model input, as a field of outputs.
 CACHE_NAMES = ("past_key_values", "cache")

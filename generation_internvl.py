@@ -27,7 +27,7 @@ GUESSING_ARGUMENTS = ("assistant_model", "prompt_lookup_num_tokens")
 
 
 class ImageGenerationMixin(DraftInputsMixin):
-    """Images for `GenerationMixin`, in a model with `config`, `encode_tiles_for_text` and `embed_inputs`."""
+    """Images for `GenerationMixin`, in a model with `config`, `image_rows` and `embed_inputs`."""
 
     # Whether `generate` takes `prompt_features`; a text-only assistant does not.
     takes_prompt_features = True

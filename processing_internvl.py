@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoTokenizer,
     BaseImageProcessor,
     BatchFeature,
     PretrainedConfig,
@@ -19,6 +18,7 @@ from transformers import (
     ProcessorMixin,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.tokenization_auto import AutoTokenizer, get_tokenizer_config
 from transformers.utils import logging
 
 from .collator_internvl import ConversationCollator
@@ -35,9 +35,10 @@ from .prompt_format_internvl import (
     PromptFormat,
     prompt_format,
 )
-from .tile_pixels_internvl import write_tiles  # noqa: F401 (as `MediaPolicy`)
+from .tile_pixels_internvl import write_tiles  # noqa: F401 (see media_internvl)
 from .tiling_internvl import is_size, tokens_per_tile
 from .token_map_internvl import TokenMapMixin
+from .tokenization_internlm2 import InternLM2Tokenizer
 from .video_internvl import frames_of, is_clip
 
 
@@ -53,6 +54,8 @@ CALL_KWARGS = (*TEXT_KWARGS, *IGNORED_KWARGS, *NESTING_KWARGS, "images", "videos
 KEPT_KWARGS = {"auto_map", "processor_class", "media_policy"}
 # Under which a folder is found.
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+# What the Auto classes read themselves, and a class that is loaded directly must not see.
+AUTO_KWARGS = ("trust_remote_code", "code_revision", "use_fast", "backend", "config", "_from_auto")
 
 # What a published config.json says about tiles; the image processor knows these names.
 TILE_KEYS = (
@@ -65,6 +68,58 @@ TILE_KEYS = (
 )
 
 logger = logging.get_logger(__name__)
+
+
+def _names_in(settings: dict[str, Any], auto_class: str) -> set[str]:
+    """Return the names of the classes that the `auto_map` of a file gives for an Auto class."""
+    auto_map = settings.get("auto_map") or {}
+    named = auto_map.get(auto_class) if isinstance(auto_map, dict) else auto_map
+    return {name.rsplit(".", 1)[-1] for name in ([named] if isinstance(named, str) else named or []) if name}
+
+
+def _load_image_processor(path: str, **kwargs: Any) -> BaseImageProcessor:
+    """Load the package's image processor, or the other one whose code the folder names."""
+    hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
+    try:
+        settings, _ = InternVLImageProcessor.get_image_processor_dict(path, **hub_kwargs)
+    except OSError:  # no such file
+        settings = {}
+    named = _names_in(settings, "AutoImageProcessor")
+    if named - {InternVLImageProcessor.__name__}:
+        return AutoImageProcessor.from_pretrained(path, **kwargs)
+    if named:
+        return _load_own(InternVLImageProcessor, path, kwargs)
+    config = _model_config(path, hub_kwargs)
+    return _published_image_processor(config, settings, {k: v for k, v in kwargs.items() if k not in HUB_KWARGS})
+
+
+def _published_image_processor(config: dict[str, Any], settings: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+    """Make the image processor of a published folder, whose config.json says how tiles are cut.
+
+    What a preprocessor_config.json of another image processor says, such as the mean, takes precedence.
+    """
+    published = {name: config[name] for name in TILE_KEYS if config.get(name) is not None}
+    published.setdefault("force_image_size", config.get("vision_config", {}).get("image_size"))
+    is_of_images = {"image_processor_type", "feature_extractor_type"} & settings.keys()
+    settings = InternVLImageProcessor(**published).to_dict() | (settings if is_of_images else {})
+    InternVLImageProcessor.register_for_auto_class()  # so that its code is saved with it
+    kwargs = {name: value for name, value in kwargs.items() if name not in AUTO_KWARGS}
+    return InternVLImageProcessor.from_dict(settings, **kwargs)
+
+
+def _load_tokenizer(path: str, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """Load the package's tokenizer where the folder names it, else the one of Transformers that it names."""
+    settings = get_tokenizer_config(path, **{name: kwargs[name] for name in HUB_KWARGS if name in kwargs})
+    named = {settings.get("tokenizer_class"), *_names_in(settings, "AutoTokenizer")}
+    if InternLM2Tokenizer.__name__ not in named:
+        return AutoTokenizer.from_pretrained(path, **kwargs)
+    return _load_own(InternLM2Tokenizer, path, kwargs)
+
+
+def _load_own(part: type, path: str, kwargs: dict[str, Any]) -> Any:
+    """Load a part by its own class, as the Auto classes do it: saving the part then saves its code."""
+    part.register_for_auto_class()
+    return part.from_pretrained(path, **{name: value for name, value in kwargs.items() if name not in AUTO_KWARGS})
 
 
 class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
@@ -170,39 +225,18 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
     ) -> list[Any]:
         """Load the parts; Transformers calls this.
 
-        Some releases between 5.0 and 5.23 find AutoImageProcessor only where torchvision is installed; imported from
-        its own file it needs no torchvision in any of them.
+        The package's own parts come from the files beside this one, so that they are of the processor's commit, and
+        of its repository, whatever `revision`, `code_revision` or `auto_map` said. The Auto classes would look for
+        their code again, without the `code_revision` that brought this file here.
         """
         # Pipelines say the model's type to every part; a tokenizer that keeps it cannot be saved.
         kwargs = {name: value for name, value in kwargs.items() if name not in ("dtype", "torch_dtype")}
-        image_processor = cls._image_processor_from_pretrained(pretrained_model_name_or_path, kwargs)
+        image_processor = _load_image_processor(pretrained_model_name_or_path, **kwargs)
         settings = [*image_processor.valid_kwargs.__annotations__, "media_policy"]
         kwargs = {name: value for name, value in kwargs.items() if name not in settings}
         # Pipelines pad by the tokenizer's side, and generation continues at the right.
         kwargs = {"padding_side": "left", **kwargs}
-        return [image_processor, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)]
-
-    @classmethod
-    def _image_processor_from_pretrained(cls, source: str, kwargs: dict[str, Any]) -> BaseImageProcessor:
-        """Load the image processor; a published folder names none of ours, and its config.json says how tiles are cut.
-
-        What a preprocessor_config.json of another image processor says, such as the mean, takes precedence.
-        """
-        hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if kwargs.get(name) is not None}
-        try:
-            found, _ = BaseImageProcessor.get_image_processor_dict(source, **hub_kwargs)
-        except OSError:  # no such file
-            found = {}
-        if "AutoImageProcessor" in found.get("auto_map", {}):
-            return AutoImageProcessor.from_pretrained(source, **kwargs)
-        config = _model_config(source, hub_kwargs)
-        published = {name: config[name] for name in TILE_KEYS if config.get(name) is not None}
-        published.setdefault("force_image_size", config.get("vision_config", {}).get("image_size"))
-        is_of_images = {"image_processor_type", "feature_extractor_type"} & found.keys()
-        settings = InternVLImageProcessor(**published).to_dict() | (found if is_of_images else {})
-        rest = {name: value for name, value in kwargs.items() if name not in (*HUB_KWARGS, "trust_remote_code")}
-        InternVLImageProcessor.register_for_auto_class()  # so that its code is saved with it
-        return InternVLImageProcessor.from_dict(settings, **rest)
+        return [image_processor, _load_tokenizer(pretrained_model_name_or_path, **kwargs)]
 
     @property
     def model_input_names(self) -> list[str]:

@@ -8,10 +8,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import SentencePieceProcessor
 from transformers import AddedToken, PreTrainedTokenizer
 from transformers.utils import logging
 
+
+try:  # what stands outside a try must be installed, and checkpoints with other tokenizers load this file as well
+    from sentencepiece import SentencePieceProcessor
+except ImportError:
+    SentencePieceProcessor = None
 
 logger = logging.get_logger(__name__)
 VOCAB_FILES_NAMES = {"vocab_file": "tokenizer.model"}
@@ -42,9 +46,12 @@ def load_sentencepiece(vocab_file: str | None) -> SentencePieceProcessor:
         The processor.
 
     Raises:
+        ImportError: If sentencepiece is not installed.
         ValueError: If there is no such file, or it is not a SentencePiece model. Not an `OSError` or `RuntimeError`,
             which `from_pretrained` would replace by a message that names neither the file nor the reason.
     """
+    if SentencePieceProcessor is None:
+        raise ImportError("The tokenizer needs sentencepiece, which is not installed: pip install sentencepiece.")
     expected = VOCAB_FILES_NAMES["vocab_file"]
     if vocab_file is None or not Path(vocab_file).is_file():
         found = "the checkpoint has no such file" if vocab_file is None else f"{vocab_file} is not a file"

@@ -264,6 +264,9 @@ def test_revisions_bring_their_own_code(server, online):
         assert found == [[["user", "whole", commits[revision].id], written]] * 5
     found = online(f"answer = [written(one) for one in load_all('{WHOLE}', code_revision='v2')]")
     assert found == ["after"] * 5
+    online(f"processor = load(AutoProcessor, '{WHOLE}', code_revision='v2')")
+    parts = "(processor, processor.tokenizer, processor.image_processor)"
+    assert online(f"answer = [written(one) for one in {parts}]") == ["after"] * 3
 
 
 def test_a_branch_whose_code_changed_runs_the_new_code(server, online, folders):

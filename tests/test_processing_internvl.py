@@ -1,6 +1,8 @@
 """The processor: messages and images in, model inputs out; equal to `chat`."""
 
 import copy
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -329,6 +331,27 @@ def test_decoding_keeps_grounding_tags(processor):
     for wrong in (None, "cat", [ids, 5], torch.tensor([1.0])):
         with pytest.raises(ValueError, match=r"The token ids are .*, expected \(batch, seq\) or \(seq,\)"):
             processor.post_process_image_text_to_text(wrong)
+
+
+def test_parts_are_those_that_the_folder_names(hub_folder, tmp_path):
+    """The package's own come from beside the processor; code of the folder's own goes first."""
+    folder = shutil.copytree(hub_folder, tmp_path / "folder")
+    (folder / "own_processor.py").write_text(
+        "from .image_processing_internvl import InternVLImageProcessor\n\n\n"
+        "class OwnImageProcessor(InternVLImageProcessor):\n    pass\n"
+    )
+    file = folder / "preprocessor_config.json"
+    settings = json.loads(file.read_text("utf-8"))
+    for auto_map, name in (
+        ({"AutoImageProcessor": "own_processor.OwnImageProcessor"}, "OwnImageProcessor"),
+        ({}, "InternVLImageProcessor"),
+    ):
+        file.write_text(json.dumps(settings | {"auto_map": auto_map}), "utf-8")
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+        assert type(processor.image_processor).__name__ == name
+    package = type(processor).__module__.rsplit(".", 1)[0]
+    assert type(processor.image_processor).__module__ == f"{package}.image_processing_internvl"
+    assert type(processor.tokenizer).__module__ == f"{package}.tokenization_internlm2"
 
 
 def test_save_and_load(processor, tmp_path):

@@ -427,6 +427,14 @@ def test_missing_model_is_named(small_checkpoint, tmp_path):
         InternLM2Tokenizer("absent/tokenizer.model")
 
 
+def test_missing_sentencepiece_is_named(small_checkpoint, monkeypatch):
+    """Not by the loader of remote code, which would then ask for it beside every other tokenizer too."""
+    monkeypatch.setattr(tokenization_internlm2, "SentencePieceProcessor", None)
+    with pytest.raises(ImportError, match="The tokenizer needs sentencepiece, which is not installed: pip install"):
+        InternLM2Tokenizer.from_pretrained(small_checkpoint)
+    assert "sentencepiece" not in dynamic_module_utils.get_imports(SOURCE)
+
+
 def test_unusable_model_is_named(small_checkpoint, tmp_path):
     shutil.copy(small_checkpoint / "tokenizer_config.json", tmp_path)
     pointer = tmp_path / "tokenizer.model"
