@@ -9,6 +9,7 @@ from tiny_models import GREEDY, IMAGE_TOKEN, check_logits, prompt, tiles, tiny_m
 
 
 CASES = ("c14_internvl2_5_qwen2", "c16_internvl3_5_qwen3", "c17_internvl3_5_moe", "c20_internvl3_qwen2_long")
+CASES += ("c18_internvl3_5_gpt_oss",)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -29,13 +30,17 @@ def family(request, goldens, golden_case):
 @torch.no_grad()
 def test_each_call_is_a_fresh_models(family, attention):
     model, tensors = family
+    is_gpt_oss = model.config.llm_config.model_type == "gpt_oss"
+    if is_gpt_oss and attention == "sdpa":
+        pytest.skip("GPT-OSS has attention sinks, which PyTorch's fused attention does not know")
+    tolerance = 1e-3 if is_gpt_oss else 3e-4
     model.set_attn_implementation(attention)
     names = ("pixel_values", "input_ids", "attention_mask", "image_flags")
     inputs = {name: tensors[name] for name in names}
     inputs["pixel_values"] = inputs["pixel_values"][: len(inputs["image_flags"])]
     tiles, prompt = inputs["pixel_values"], tensors["gen.input_ids"]
     for _ in range(2):
-        check_logits(model(**inputs).logits, tensors, atol=3e-4)
+        check_logits(model(**inputs).logits, tensors, atol=tolerance)
         long = torch.full((1, 400), 5)
         model(input_ids=long)
     tokens = model.generate(
