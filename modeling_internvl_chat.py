@@ -650,6 +650,10 @@ class InternVLChatModel(
             return prompt_features.embed(self.get_input_embeddings()(input_ids), slot)
         if prompt_features is not None:
             # Prompt tuning embeds the prompt's ids itself, and puts embeddings of its own before them.
+            if prompt_features.positions is not None:
+                raise ValueError(
+                    "V2PE is asked for with prompt tuning, whose tokens have no positions in it; leave out one."
+                )
             return prompt_features.embed_found(*self._words(None, inputs_embeds, self.config.image_token_id))
         if input_ids is not None and inputs_embeds is not None and not has_images:
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")

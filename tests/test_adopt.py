@@ -190,6 +190,7 @@ def test_tiles_come_from_the_published_config(folder, is_v1_2):
     change_json(folder / "config.json", **tiles)
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
+    assert type(load(folder)).__name__ == "InternVLChatModel", "though its config.json does not name this Auto class"
     clip = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 448, "crop_size": 448, "do_center_crop": True}
     for _ in range(2):
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from internvl_chat.image_features_internvl import PromptFeatures
 from internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl_chat.rope_internvl import check_takes_fractions, fractional_positions
 from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer
@@ -196,6 +197,9 @@ def test_what_v2pe_refuses():
     embeds = model.get_input_embeddings()(input_ids)
     with pytest.raises(ValueError, match="V2PE is asked for, whose positions follow from all tokens before"):
         model.generate(inputs_embeds=embeds, **GREEDY_OPTIONS, **V2PE)
+    features = PromptFeatures(None, input_ids, model, positions=torch.zeros(input_ids.shape))
+    with pytest.raises(ValueError, match="V2PE is asked for with prompt tuning"):
+        model(inputs_embeds=embeds, prompt_features=features)
     model.language_model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="V2PE is asked for with flash attention"):
         check_takes_fractions(model.language_model)
