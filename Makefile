@@ -12,7 +12,7 @@ OPTIONS ?=
 WINDOW_OPTIONS ?=
 LAYOUT ?= 2b
 PEERS_OPTIONS ?=
-BENCHMARKS := preprocessing vision generation memory second_turn loading growth
+BENCHMARKS := preprocessing vision generation drafts memory second_turn loading growth
 
 .PHONY: chat demo pictures test test-slow test-demo lint pythons format window peers clean bench
 

@@ -7,12 +7,13 @@ makes of the first steps, `input_ids` are the prompt, and `PromptFeatures` says 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformers import Cache
+from transformers import Cache, GenerationMixin
 from transformers.utils import logging
 
 from .compat_internvl import PREFILL_CHUNKS_IGNORE_CACHE, DraftInputsMixin, first_slot, is_paged, pop_cache
@@ -129,6 +130,24 @@ class ImageGenerationMixin(DraftInputsMixin):
                 )
         with answering(self):
             return super().generate_batch(inputs, *args, **kwargs)
+
+    @wraps(GenerationMixin.prepare_inputs_for_generation)  # generate asks its signature what a model can do
+    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the inputs of one step; the images of the prompt are among them until the whole prompt is read.
+
+        Args:
+            input_ids: All tokens so far, `(batch, seq)`.
+            *args: See `GenerationMixin.prepare_inputs_for_generation`.
+            **kwargs: See `GenerationMixin.prepare_inputs_for_generation`.
+
+        Returns:
+            Arguments of `forward`.
+        """
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        given, step = inputs.get("prompt_features"), inputs.get("input_ids")
+        if given is not None and step is not None and input_ids.shape[1] - step.shape[1] >= given.index.shape[1]:
+            del inputs["prompt_features"]
+        return inputs
 
     def draft_inputs(self, assistant_model: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the inputs of an assistant: one for text alone guesses after the image tokens without their features.

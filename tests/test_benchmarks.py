@@ -54,6 +54,17 @@ def test_command(name, arguments, cases, compared, subjects, tmp_path):
         assert rows[0]["note"] == "2 of 2 answers equal"
 
 
+@pytest.mark.slow
+def test_drafts_are_measured_where_all_guesses_are_right_and_where_none_is(tmp_path):
+    result, _ = run("drafts", tmp_path, "--tiles", "1", "--new-tokens", "12", "--dtype", "float32")
+    notes = [(row["who"], float(row["note"].split()[0])) for row in result["rows"]]
+    never, always, embedded = notes[:3], notes[3:6], notes[6:]
+    assert [passes for _, passes in never] == [1, 1, 1]
+    assert always[0] == ("greedy", 1)
+    assert dict(always)["draft model"] >= 4  # five guesses and one token of its own in each pass
+    assert dict(embedded)["prompt lookup"] > 1
+
+
 def panels(rows):
     return [(axes.get_xlabel(), len(axes.lines)) for axes in growth.plot(rows).axes]
 

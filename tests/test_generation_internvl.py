@@ -127,6 +127,17 @@ def test_generation_keeps_no_graph_and_computes_the_last_logits_alone(model):
     assert not handle.features.requires_grad
 
 
+def test_images_ride_along_until_the_prompt_is_read(model):
+    """Exporters walk through all inputs of a step, and an image's features lead to the whole model."""
+    seen = []
+    model.register_forward_pre_hook(lambda _, args, kwargs: seen.append("prompt_features" in kwargs), with_kwargs=True)
+    model.generate(prompt(2), pixel_values=tiles(2), max_new_tokens=3, **GREEDY)
+    assert seen == [True, False, False]
+    seen.clear()
+    model.generate(prompt(2), pixel_values=tiles(2), max_new_tokens=3, use_cache=False, **GREEDY)
+    assert seen == [True, True, True]
+
+
 def test_sampling_several_sequences(model):
     torch.manual_seed(0)
     tokens = model.generate(
