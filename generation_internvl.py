@@ -145,7 +145,8 @@ class ImageGenerationMixin(DraftInputsMixin):
         """
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         given, step = inputs.get("prompt_features"), inputs.get("input_ids")
-        if given is not None and step is not None and input_ids.shape[1] - step.shape[1] >= given.index.shape[1]:
+        is_needed = given is None or step is None or given.positions is not None  # which go on behind the prompt
+        if not is_needed and input_ids.shape[1] - step.shape[1] >= given.index.shape[1]:
             del inputs["prompt_features"]
         return inputs
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,10 @@ def check_answers(processor, model, folder):
 
 
 def check_lora_step(processor, model):
-    peft = pytest.importorskip("peft")
+    if not find_spec("peft"):
+        return
+    import peft  # noqa: PLC0415
+
     config = peft.LoraConfig(r=4, target_modules=r"language_model\..*\.(wqkv|q_proj|qkv_proj)")
     trained = peft.get_peft_model(model, config).train()
     batch = processor.data_collator()([{"messages": [*MESSAGES, {"role": "assistant", "content": "red"}]}])
@@ -109,7 +113,8 @@ def check_round_trip(processor, folder, saved):
 
 @torch.no_grad()
 def check_four_bits(processor, folder):
-    pytest.importorskip("bitsandbytes")
+    if not find_spec("bitsandbytes"):
+        return
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     model, inputs = load(folder, quantization_config=config), chat_inputs(processor)
     kinds = {type(module).__name__ for module in model.language_model.modules()}
