@@ -12,7 +12,7 @@ OPTIONS ?=
 WINDOW_OPTIONS ?=
 LAYOUT ?= 2b
 PEERS_OPTIONS ?=
-BENCHMARKS := preprocessing vision generation drafts memory second_turn loading growth
+BENCHMARKS := preprocessing vision generation drafts memory second_turn loading growth tokenization
 
 .PHONY: chat demo pictures test test-slow test-demo lint pythons format window peers clean bench
 
@@ -32,7 +32,7 @@ chat: $(VENV)/ready  ## Ask about the examples, or: make chat IMAGE=path QUESTIO
 demo: $(DEMO)/ready  ## A page to try a checkpoint, or: make demo MODEL=folder OPTIONS="--dtype bfloat16 --port 7860"
 	@$(OFFLINE) $(DEMO)/bin/python -m examples.demo --model "$(MODEL)" $(OPTIONS)
 
-pictures: $(VENV)/ready $(DEMO)/ready  ## The README's pictures anew
+pictures: $(VENV)/ready $(DEMO)/ready  ## Draw the documents' images again
 	$(RUN) docs/draw.py
 	DEMO_SCREENSHOT=docs/demo.png $(OFFLINE) $(DEMO)/bin/python -m pytest -m slow tests/test_demo.py -k conversation
 
@@ -66,7 +66,7 @@ bench: $(VENV)/ready $(addprefix bench-,$(BENCHMARKS))  ## All benchmarks: make 
 	$(RUN) -m benchmarks.report
 
 bench-%: $(VENV)/ready
-	$(RUN) -m benchmarks.$* $(if $(filter-out preprocessing,$*),--layout $(LAYOUT))
+	$(RUN) -m benchmarks.$* $(if $(filter-out preprocessing tokenization,$*),--layout $(LAYOUT))
 
 clean:
 	rm -rf $(VENV) .venvs

@@ -395,7 +395,9 @@ def decode_answer(
     for position, token_id in enumerate([*token_ids, None]):
         if token_id is None or token_id in kept:
             run = token_ids[start:position]
-            text += tokenizer.decode(run, skip_special_tokens=True) if run else ""
+            # The official text: what slow tokenizers do by default, fast ones only where asked (InternLM2's) or never.
+            official = {"skip_special_tokens": True, "spaces_between_special_tokens": True}
+            text += tokenizer.decode(run, **official) if run else ""
             text += kept.get(token_id, "")
             start = position + 1
     return text.split(stop)[0] if stop else text

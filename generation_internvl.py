@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformers import Cache, GenerationMixin
+from transformers import Cache, GenerationConfig, GenerationMixin
 from transformers.utils import logging
 
 from .compat_internvl import PREFILL_CHUNKS_IGNORE_CACHE, DraftInputsMixin, first_slot, is_paged, pop_cache
@@ -108,13 +108,15 @@ class ImageGenerationMixin(DraftInputsMixin):
                 self._set_positions(features, input_ids, image_token_id, stride, kwargs)
             return super().generate(input_ids, generation_config, past_key_values=cache, **kwargs)
 
-    def generate_batch(self, inputs: Sequence[Sequence[int]], *args: Any, **kwargs: Any) -> Any:
-        """Continue many prompts of text by continuous batching, see `ContinuousMixin.generate_batch`.
+    def generate_batch(
+        self, inputs: Sequence[Sequence[int]], generation_config: GenerationConfig | None = None, **kwargs: Any
+    ) -> Any:
+        """Continue many prompts of text by continuous batching, in the language model.
 
         Args:
             inputs: The ids of each prompt.
-            *args: See `ContinuousMixin.generate_batch`.
-            **kwargs: See `ContinuousMixin.generate_batch`.
+            generation_config: Settings of all prompts; None for the model's own.
+            **kwargs: Everything else that `ContinuousMixin.generate_batch` takes.
 
         Returns:
             What `ContinuousMixin.generate_batch` returns.
@@ -128,8 +130,9 @@ class ImageGenerationMixin(DraftInputsMixin):
                     f"inputs[{number}] has image tokens, but continuous batching passes no images to the model; use "
                     "generate() or batch_chat() for prompts with images."
                 )
+        settings = self.generation_config if generation_config is None else generation_config
         with answering(self):
-            return super().generate_batch(inputs, *args, **kwargs)
+            return self.language_model.generate_batch(inputs, generation_config=settings, **kwargs)
 
     @wraps(GenerationMixin.prepare_inputs_for_generation)  # generate asks its signature what a model can do
     def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, *args: Any, **kwargs: Any) -> dict[str, Any]:

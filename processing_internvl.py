@@ -39,6 +39,7 @@ from .tile_pixels_internvl import write_tiles  # noqa: F401 (see media_internvl)
 from .tiling_internvl import is_size, tokens_per_tile
 from .token_map_internvl import TokenMapMixin
 from .tokenization_internlm2 import InternLM2Tokenizer
+from .tokenization_internlm2_fast import InternLM2TokenizerFast
 from .video_internvl import frames_of, is_clip
 
 
@@ -108,12 +109,15 @@ def _published_image_processor(config: dict[str, Any], settings: dict[str, Any],
 
 
 def _load_tokenizer(path: str, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """Load the package's tokenizer where the folder names it, else the one of Transformers that it names."""
+    """Load the package's tokenizer where the folder names it, the fast one first, else the one that it names."""
     settings = get_tokenizer_config(path, **{name: kwargs[name] for name in HUB_KWARGS if name in kwargs})
     named = {settings.get("tokenizer_class"), *_names_in(settings, "AutoTokenizer")}
-    if InternLM2Tokenizer.__name__ not in named:
-        return AutoTokenizer.from_pretrained(path, **kwargs)
-    return _load_own(InternLM2Tokenizer, path, kwargs)
+    wants_slow = kwargs.get("backend") == "sentencepiece" or kwargs.get("use_fast") is False
+    if InternLM2TokenizerFast.__name__ in named and not wants_slow:
+        return _load_own(InternLM2TokenizerFast, path, kwargs)
+    if named & {InternLM2Tokenizer.__name__, InternLM2TokenizerFast.__name__}:
+        return _load_own(InternLM2Tokenizer, path, kwargs)
+    return AutoTokenizer.from_pretrained(path, **kwargs)
 
 
 def _load_own(part: type, path: str, kwargs: dict[str, Any]) -> Any:

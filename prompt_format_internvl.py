@@ -148,12 +148,16 @@ class PromptFormat:
             return turns
         return [Turn("system", (self.system_message if system is None else system,)), *turns]
 
-    def chat_template(self, system_message: str | None = None, writes_bos: bool = True) -> str:
+    def chat_template(
+        self, system_message: str | None = None, writes_bos: bool = True, marks_answers: bool = False
+    ) -> str:
         """Write the format as a Jinja chat template.
 
         Args:
             system_message: System message of conversations without one; None means the trained one.
             writes_bos: Whether it begins with the tokenizer's first token.
+            marks_answers: Whether what is learned of an answer stands in `{% generation %}`, which TRL's
+                `assistant_only_loss` looks for. Other Jinja than Transformers' refuses this tag.
 
         Returns:
             The template, which writes what `write` writes.
@@ -168,18 +172,32 @@ class PromptFormat:
             f"{{{{- {_quoted(before + system + after)} -}}}}",
             "{%- endif -%}",
             "{%- for message in messages -%}",
+            *(self._jinja_marked_answer() if marks_answers else []),
             *self._jinja_by_role(0),
             f"{{%- else -%}}{{{{- raise_exception(message['role'] + {unknown}) -}}}}",
             "{%- endif -%}",
             JINJA_CONTENT,
             *self._jinja_by_role(1),
             "{%- endif -%}",
+            *(["{%- endif -%}"] if marks_answers else []),
             "{%- endfor -%}",
             "{%- if add_generation_prompt -%}",
             f"{{{{- {_quoted(self.answer_start)} -}}}}",
             "{%- endif -%}",
         ]
         return "\n".join(lines)
+
+    def _jinja_marked_answer(self) -> list[str]:
+        """Write an answer, marked where the collator learns it, and begin the case of all other messages."""
+        before, after = self.turns["assistant"]
+        stop = self.stop if after.startswith(self.stop) else ""
+        return [
+            f"{{%- if message['role'] == 'assistant' -%}}{{{{- {_quoted(before)} -}}}}",
+            f"{{%- generation -%}}{{{{- {_quoted(self.answer_space)} -}}}}",
+            JINJA_CONTENT,
+            f"{{{{- {_quoted(stop)} -}}}}{{%- endgeneration -%}}{{{{- {_quoted(after.removeprefix(stop))} -}}}}",
+            "{%- else -%}",
+        ]
 
     def _jinja_by_role(self, side: int) -> list[str]:
         """Write what stands before (0) or after (1) a message, by its role."""

@@ -1,9 +1,11 @@
 """InternLM2's tokenizer: the published SentencePiece model `tokenizer.model` and the chat tokens added to it.
 
-It answers with the ids and the text of the official slow tokenizer, id by id and blank by blank. It does not write
-prompts and does not guard against control tokens typed by a user: conversations are built elsewhere.
+It answers with the ids and the text of the official slow tokenizer, id by id and blank by blank. Its fast form is in
+`tokenization_internlm2_fast.py`; what both share is here. It does not write prompts and does not guard against control
+tokens typed by a user: conversations are built elsewhere.
 """
 
+import json
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -95,7 +97,207 @@ def pop_special_tokens(kwargs: dict[str, Any], without: list[str]) -> list[str |
     return [token for token in added_tokens if token.special and token.content not in without]
 
 
-class InternLM2Tokenizer(PreTrainedTokenizer):
+class InternLM2TokenizerMixin:
+    """What the slow tokenizer and the fast one have in common: loading, the official text, `<s>` and `</s>`."""
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs) -> "InternLM2Tokenizer":
+        """Load the tokenizer of a checkpoint, as every tokenizer of Transformers does.
+
+        Args:
+            *args: The folder or Hub repository.
+            **kwargs: Options of the base class, and arguments of the constructor.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            ValueError: If the SentencePiece model is missing or not one.
+        """
+        try:
+            return super().from_pretrained(*args, **kwargs)
+        except ImportError as error:
+            # Where protobuf is not installed, some releases answer any error of the constructor by asking for it.
+            if isinstance(error.__context__, (ValueError, ImportError)):
+                raise error.__context__ from None
+            raise
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """Write messages as a prompt, as every tokenizer does; it cannot guard control tokens that a user typed.
+
+        They are encoded as control tokens, here and wherever the text is tokenized. `chat`, the processor and its
+        collator keep them text.
+
+        Args:
+            conversation: Messages with `role` and `content`.
+            *args: What the base class takes.
+            **kwargs: What the base class takes.
+
+        Returns:
+            The prompt, or ids.
+        """
+        logger.warning_once(
+            "The tokenizer's apply_chat_template encodes control tokens typed in messages as control tokens; for text "
+            "of other people, use the processor's apply_chat_template or chat(), which keep them text."
+        )
+        return super().apply_chat_template(conversation, *args, **kwargs)
+
+    def _spell(self, pieces: list[str]) -> str:
+        """Return the text of pieces of the SentencePiece model, none of which is an added token."""
+        raise NotImplementedError
+
+    def official_string(self, tokens: list[str]) -> str:
+        """Join tokens into text, the official way.
+
+        A run of special tokens puts one blank in front of the plain text before it (not in front of itself):
+        `["<s>", "Hello"]` gives `" <s>Hello"` and `["Hello", "</s>"]` gives `" Hello</s>"`.
+
+        Args:
+            tokens: Pieces and special tokens.
+
+        Returns:
+            The text, with English punctuation tidied.
+        """
+        special_tokens = self._special_tokens()
+        text = plain = ""
+        for is_special, run in groupby(tokens, key=special_tokens.__contains__):
+            if is_special:
+                text += " " + plain + "".join(run)
+                plain = ""
+            else:
+                plain = self._spell(list(run))
+        return self.clean_up_tokenization(text + plain)
+
+    @staticmethod
+    def clean_up_tokenization(text: str) -> str:
+        """Remove the blanks in front of English punctuation and contractions."""
+        for spaced, tidy in CLEAN_UPS:
+            text = text.replace(spaced, tidy)
+        return text
+
+    def official_decode(
+        self,
+        token_ids: int | list[int],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        spaces_between_special_tokens: bool = True,
+        **kwargs,
+    ) -> str:
+        """Decode token ids the official way, without relying on Transformers, whose releases differ here.
+
+        Args:
+            token_ids: One id or a sequence of ids.
+            skip_special_tokens: Whether to leave out special tokens.
+            clean_up_tokenization_spaces: Whether to tidy the joined text once more; its parts always are.
+            spaces_between_special_tokens: Whether to put a blank around each token that lies behind the pieces of the
+                model, such as `<img>`, or that was added as an ordinary word.
+            **kwargs: Ignored; `decode` passes on what other tokenizers need.
+
+        Returns:
+            The text.
+        """
+        tokens = self._kept_tokens(token_ids, skip_special_tokens)
+        special_tokens = self._special_tokens()
+        standing_apart = {
+            token
+            for token, index in self.get_added_vocab().items()
+            if index >= self.vocab_size or token not in special_tokens
+        }
+        parts = []
+        for apart, run in groupby(tokens, key=standing_apart.__contains__):
+            run_tokens = list(run)
+            parts.extend(run_tokens if apart else [self.official_string(run_tokens)])
+        text = (" " if spaces_between_special_tokens else "").join(part for part in parts if part)
+
+        if clean_up_tokenization_spaces is None:
+            clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
+        return self.clean_up_tokenization(text) if clean_up_tokenization_spaces else text
+
+    def _special_tokens(self) -> set[str]:
+        # The base class lists those that were added later in slow tokenizers only.
+        added = self.added_tokens_decoder.values()
+        return {*self.all_special_tokens, *(token.content for token in added if token.special)}
+
+    def _kept_tokens(self, token_ids: int | list[int], skip_special_tokens: bool) -> list[str]:
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        added = self.added_tokens_decoder
+        if unknown := [index for index in ids if not (0 <= index < self.vocab_size or index in added)]:
+            raise ValueError(
+                f"The id {unknown[0]} is not in the vocabulary of {len(self)} tokens. Leave out what is not a token, "
+                "such as the -100 of labels."
+            )
+        tokens = self.convert_ids_to_tokens(ids)
+        skipped = self._special_tokens() if skip_special_tokens else set()
+        return [token for token in tokens if token not in skipped]
+
+    def _save_pretrained(
+        self,
+        save_directory: str,
+        file_names: tuple[str, ...],
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+    ) -> tuple[str, ...]:
+        """Write the files of the vocabulary, and into tokenizer_config.json what some releases leave out of it."""
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        settings_file = Path(save_directory) / f"{prefix}tokenizer_config.json"
+        settings = json.loads(settings_file.read_text("utf-8"))
+        settings["added_tokens_decoder"] = {
+            str(index): token.__getstate__() for index, token in self.added_tokens_decoder.items()
+        }
+        settings |= {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
+        settings_file.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+        return super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Add `bos_token` in front and `eos_token` behind, each if asked for; a pair is joined with nothing between.
+
+        Args:
+            token_ids_0: Ids of the text.
+            token_ids_1: Ids of a second text.
+
+        Returns:
+            Ids of the sequence.
+        """
+        bos = [self.bos_token_id] if self.add_bos_token else []
+        eos = [self.eos_token_id] if self.add_eos_token else []
+        return bos + list(token_ids_0) + list(token_ids_1 or []) + eos
+
+    def get_special_tokens_mask(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """Mark the tokens that `build_inputs_with_special_tokens` adds.
+
+        Args:
+            token_ids_0: Ids of the text.
+            token_ids_1: Ids of a second text.
+            already_has_special_tokens: Whether `token_ids_0` holds the special tokens already.
+
+        Returns:
+            1 for a special token, 0 for any other, as many as the sequence has tokens.
+        """
+        if already_has_special_tokens:
+            return super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens=True)
+        text_length = len(token_ids_0) + len(token_ids_1 or [])
+        return [1] * self.add_bos_token + [0] * text_length + [1] * self.add_eos_token
+
+    def create_token_type_ids_from_sequences(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Return zeros: the model has no token types.
+
+        Args:
+            token_ids_0: Ids of the text.
+            token_ids_1: Ids of a second text.
+
+        Returns:
+            One zero for each token of the sequence.
+        """
+        return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
+
+
+class InternLM2Tokenizer(InternLM2TokenizerMixin, PreTrainedTokenizer):
     """SentencePiece tokenizer with byte fallback, without dummy prefix, that puts `<s>` in front and nothing behind.
 
     Ids and sizes come from the model file and from `added_tokens_decoder` in tokenizer_config.json. An added token may
@@ -145,48 +347,6 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
             **kwargs,
         )
 
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs) -> "InternLM2Tokenizer":
-        """Load the tokenizer of a checkpoint, as every tokenizer of Transformers does.
-
-        Args:
-            *args: The folder or Hub repository.
-            **kwargs: Options of the base class, and arguments of the constructor.
-
-        Returns:
-            The tokenizer.
-
-        Raises:
-            ValueError: If the SentencePiece model is missing or not one.
-        """
-        try:
-            return super().from_pretrained(*args, **kwargs)
-        except ImportError as error:
-            # Where protobuf is not installed, some releases answer any error of the constructor by asking for it.
-            if isinstance(error.__context__, ValueError):
-                raise error.__context__ from None
-            raise
-
-    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """Write messages as a prompt, as every tokenizer does; it cannot guard control tokens that a user typed.
-
-        They are encoded as control tokens, here and wherever the text is tokenized. `chat`, the processor and its
-        collator keep them text.
-
-        Args:
-            conversation: Messages with `role` and `content`.
-            *args: What the base class takes.
-            **kwargs: What the base class takes.
-
-        Returns:
-            The prompt, or ids.
-        """
-        logger.warning_once(
-            "The tokenizer's apply_chat_template encodes control tokens typed in messages as control tokens; for text "
-            "of other people, use the processor's apply_chat_template or chat(), which keep them text."
-        )
-        return super().apply_chat_template(conversation, *args, **kwargs)
-
     @property
     def vocab_size(self) -> int:
         """Number of pieces of the SentencePiece model, without the tokens added behind them."""
@@ -207,123 +367,15 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
     def _convert_id_to_token(self, index: int) -> str:
         return self.sp_model.id_to_piece(index)
 
+    def _spell(self, pieces: list[str]) -> str:
+        return self.sp_model.decode(pieces)
+
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Join tokens into text, the official way.
+        """Join tokens into text, the official way; see `official_string`."""
+        return self.official_string(tokens)
 
-        A run of special tokens puts one blank in front of the plain text before it (not in front of itself):
-        `["<s>", "Hello"]` gives `" <s>Hello"` and `["Hello", "</s>"]` gives `" Hello</s>"`.
-
-        Args:
-            tokens: Pieces and special tokens.
-
-        Returns:
-            The text, with English punctuation tidied.
-        """
-        special_tokens = set(self.all_special_tokens)
-        text = plain = ""
-        for is_special, run in groupby(tokens, key=special_tokens.__contains__):
-            if is_special:
-                text += " " + plain + "".join(run)
-                plain = ""
-            else:
-                plain = self.sp_model.decode(list(run))
-        return self.clean_up_tokenization(text + plain)
-
-    @staticmethod
-    def clean_up_tokenization(text: str) -> str:
-        """Remove the blanks in front of English punctuation and contractions."""
-        for spaced, tidy in CLEAN_UPS:
-            text = text.replace(spaced, tidy)
-        return text
-
-    def _decode(
-        self,
-        token_ids: int | list[int],
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-        spaces_between_special_tokens: bool = True,
-        **kwargs,
-    ) -> str:
-        """Decode token ids; the releases of Transformers differ here, so this method does not rely on theirs.
-
-        Args:
-            token_ids: One id or a sequence of ids.
-            skip_special_tokens: Whether to leave out special tokens.
-            clean_up_tokenization_spaces: Whether to tidy the joined text once more; its parts always are.
-            spaces_between_special_tokens: Whether to put a blank around each token that lies behind the pieces of the
-                model, such as `<img>`, or that was added as an ordinary word.
-            **kwargs: Ignored; `decode` passes on what other tokenizers need.
-
-        Returns:
-            The text.
-        """
-        ids = [token_ids] if isinstance(token_ids, int) else token_ids
-        skipped = set(self.all_special_ids) if skip_special_tokens else set()
-        tokens = self.convert_ids_to_tokens([index for index in ids if index not in skipped])
-
-        special_tokens = set(self.all_special_tokens)
-        standing_apart = {
-            token
-            for token, index in self.get_added_vocab().items()
-            if index >= self.vocab_size or token not in special_tokens
-        }
-        parts = []
-        for apart, run in groupby(tokens, key=standing_apart.__contains__):
-            run_tokens = list(run)
-            parts.extend(run_tokens if apart else [self.convert_tokens_to_string(run_tokens)])
-        text = (" " if spaces_between_special_tokens else "").join(part for part in parts if part)
-
-        if clean_up_tokenization_spaces is None:
-            clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
-        return self.clean_up_tokenization(text) if clean_up_tokenization_spaces else text
-
-    def build_inputs_with_special_tokens(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
-        """Add `bos_token` in front and `eos_token` behind, each if asked for; a pair is joined with nothing between.
-
-        Args:
-            token_ids_0: Ids of the text.
-            token_ids_1: Ids of a second text.
-
-        Returns:
-            Ids of the sequence.
-        """
-        bos = [self.bos_token_id] if self.add_bos_token else []
-        eos = [self.eos_token_id] if self.add_eos_token else []
-        return bos + list(token_ids_0) + list(token_ids_1 or []) + eos
-
-    def get_special_tokens_mask(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
-    ) -> list[int]:
-        """Mark the tokens that `build_inputs_with_special_tokens` adds.
-
-        Args:
-            token_ids_0: Ids of the text.
-            token_ids_1: Ids of a second text.
-            already_has_special_tokens: Whether `token_ids_0` holds the special tokens already.
-
-        Returns:
-            1 for a special token, 0 for any other, as many as the sequence has tokens.
-        """
-        if already_has_special_tokens:
-            return super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens=True)
-        text_length = len(token_ids_0) + len(token_ids_1 or [])
-        return [1] * self.add_bos_token + [0] * text_length + [1] * self.add_eos_token
-
-    def create_token_type_ids_from_sequences(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
-    ) -> list[int]:
-        """Return zeros: the model has no token types.
-
-        Args:
-            token_ids_0: Ids of the text.
-            token_ids_1: Ids of a second text.
-
-        Returns:
-            One zero for each token of the sequence.
-        """
-        return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
+    def _decode(self, token_ids: int | list[int], **kwargs) -> str:
+        return self.official_decode(token_ids, **kwargs)
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
         """Write the SentencePiece model, byte for byte the file that was loaded where that file still exists.

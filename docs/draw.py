@@ -1,4 +1,4 @@
-"""Draws the README's pictures of the architecture and of a tile plan.
+"""Draws the images of the architecture and of a tile plan for the README and docs/.
 
 Run it from the repository's root: `python docs/draw.py`, or `make pictures`.
 """
@@ -56,12 +56,10 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _show(
-    axes: Axes, picture: Image.Image, corner: tuple[float, float], size: tuple[float, float], colour: str
-) -> None:
-    """Show a picture stretched to a size, its lower left corner at a place, in a frame."""
+def _show(axes: Axes, image: Image.Image, corner: tuple[float, float], size: tuple[float, float], colour: str) -> None:
+    """Show an image stretched to a size, its lower left corner at a position, in a frame."""
     (left, bottom), (width, height) = corner, size
-    axes.imshow(picture, extent=(left, left + width, bottom, bottom + height), aspect="auto", zorder=1)
+    axes.imshow(image, extent=(left, left + width, bottom, bottom + height), aspect="auto", zorder=1)
     axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linewidth=1.5, zorder=2))
 
 
@@ -70,15 +68,15 @@ def _caption(axes: Axes, centre: float, text: str) -> None:
 
 
 def draw_architecture() -> Figure:
-    """Draw how a picture and a question become an answer, with the shapes of InternVL-Chat-V1-5."""
+    """Draw how an image and a question become an answer, with the shapes of InternVL-Chat-V1-5."""
     figure, axes = _canvas(15, 6.4)
-    _box(axes, 0.2, 4.5, 2.6, "Picture", "any size, RGB", GREY)
+    _box(axes, 0.2, 4.5, 2.6, "Image", "any size, RGB", GREY)
     _box(axes, 4.2, 4.5, 2.9, "Tiles", "1 to 40 tiles of 448 × 448\nand a thumbnail", BLUE)
     _box(axes, 8.6, 4.5, 2.9, "InternViT-6B", "45 layers, width 3200\n1024 patches of 14 × 14", BLUE)
     _box(axes, 12.1, 2.35, 2.7, "Pixel shuffle", "2 × 2 patches → 1 token\n3200 → 12800", GREEN)
     _box(axes, 8.6, 2.35, 2.9, "Projector", "LayerNorm, Linear, GELU, Linear\n12800 → 6144 → 6144", GREEN)
     _box(axes, 0.2, 0.2, 2.6, "Question", "What is the total?", GREY)
-    _box(axes, 4.2, 0.2, 2.9, "Tokenizer", "the prompt, with 256 places\nfor the tokens of each tile", ORANGE)
+    _box(axes, 4.2, 0.2, 2.9, "Tokenizer", "the prompt, with 256 image\ntokens for each tile", ORANGE)
     _box(axes, 8.6, 0.2, 2.9, "InternLM2-20B", "48 layers, width 6144\n48 heads in 8 groups", ORANGE)
     _box(axes, 12.1, 0.2, 2.7, "Answer", "The total is 6.30.", GREY)
     _arrow(axes, (2.8, 5.25), (4.2, 5.25), "tile plan")
@@ -87,7 +85,7 @@ def draw_architecture() -> Figure:
     axes.text(12.55, 5.37, "(tiles, 1024, 3200)", ha="center", va="bottom", fontsize=8, color="#52606d")
     _arrow(axes, (13.45, 5.27), (13.45, 3.85))
     _arrow(axes, (12.1, 3.1), (11.5, 3.1))
-    _arrow(axes, (10.05, 2.35), (10.05, 1.7), "(tiles, 256, 6144), in their places")
+    _arrow(axes, (10.05, 2.35), (10.05, 1.7), "(tiles, 256, 6144), inserted")
     _arrow(axes, (2.8, 0.95), (4.2, 0.95))
     _arrow(axes, (7.1, 0.95), (8.6, 0.95), "(seq, 6144)")
     _arrow(axes, (11.5, 0.95), (12.1, 0.95))
@@ -95,40 +93,40 @@ def draw_architecture() -> Figure:
 
 
 def draw_tile_plan() -> Figure:
-    """Draw how a picture is resized, cut and followed by its thumbnail."""
-    picture = Image.open(ROOT / "examples" / "shapes.png").convert("RGB")
+    """Draw how an image is resized, cut and followed by its thumbnail."""
+    image = Image.open(ROOT / "examples" / "shapes.png").convert("RGB")
     plan = AutoImageProcessor.from_pretrained(ROOT, trust_remote_code=True).plan((1600, 800))
     figure, axes = _canvas(13.6, 4.6)
     tile, left, bottom = 1.3, 5.6, 1.6
     width, height = plan.columns * tile, plan.rows * tile
     middle = bottom + height / 2
 
-    _show(axes, picture, (0.3, middle - 1), (4, 2), INK)
-    _caption(axes, 2.3, "Picture\n1600 × 800 pixels")
+    _show(axes, image, (0.3, middle - 1), (4, 2), INK)
+    _caption(axes, 2.3, "Image\n1600 × 800 pixels")
     _arrow(axes, (4.4, middle), (5.5, middle), "resize, cut")
-    _show(axes, picture, (left, bottom), (width, height), GRID)
+    _show(axes, image, (left, bottom), (width, height), GRID)
     for number in range(plan.columns * plan.rows):
         row, column = divmod(number, plan.columns)
         corner = (left + column * tile, bottom + height - (row + 1) * tile)
         axes.add_patch(Rectangle(corner, tile, tile, fill=False, edgecolor=GRID, linewidth=2, zorder=2))
         badge = {"boxstyle": "round,pad=0.2", "facecolor": GRID, "edgecolor": "none"}
-        place = (corner[0] + 0.08, corner[1] + tile - 0.08)
-        axes.text(*place, str(number + 1), ha="left", va="top", fontsize=8, color="white", bbox=badge, zorder=3)
+        position = (corner[0] + 0.08, corner[1] + tile - 0.08)
+        axes.text(*position, str(number + 1), ha="left", va="top", fontsize=8, color="white", bbox=badge, zorder=3)
     size = "{} × {}".format(*plan.canvas_size)
     _caption(
         axes, left + width / 2, f"{plan.columns} × {plan.rows} tiles on a canvas of {size} pixels:\nthe closest ratio"
     )
     axes.text(11.25, middle, "+", ha="center", va="center", fontsize=22, color=INK)
-    _show(axes, picture, (11.7, middle - tile / 2), (tile, tile), GRID)
-    _caption(axes, 11.7 + tile / 2, "Thumbnail:\nthe whole in one tile")
+    _show(axes, image, (11.7, middle - tile / 2), (tile, tile), GRID)
+    _caption(axes, 11.7 + tile / 2, "Thumbnail:\nall of it in one tile")
     tokens = f"{plan.num_tiles} tiles × 256 = {plan.num_tiles * 256} image tokens"
     axes.text(6.8, 0.35, tokens, ha="center", va="center", fontsize=11, fontweight="bold", color=INK)
-    axes.set(xlim=(0, 13.6), ylim=(0, 4.6))  # showing a picture has changed them
+    axes.set(xlim=(0, 13.6), ylim=(0, 4.6))  # showing an image has changed them
     return figure
 
 
 def main() -> int:
-    """Write both pictures."""
+    """Write both images."""
     for name, draw in {"architecture": draw_architecture, "tiles": draw_tile_plan}.items():
         draw().savefig(ROOT / "docs" / f"{name}.png", dpi=120, facecolor="white")
     return 0

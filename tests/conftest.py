@@ -102,10 +102,10 @@ def case(request: pytest.FixtureRequest, golden_case: Callable, golden_model: Ca
 
 @pytest.fixture(scope="session")
 def tokenizer(goldens: Path) -> Any:
-    """The published tokenizer."""
-    from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer  # noqa: PLC0415
+    """The published tokenizer, in the form that AutoTokenizer loads; converted, since there is no tokenizer.json."""
+    from internvl_chat.tokenization_internlm2_fast import InternLM2TokenizerFast  # noqa: PLC0415
 
-    return InternLM2Tokenizer.from_pretrained(goldens / "tokenizer")
+    return InternLM2TokenizerFast.from_pretrained(goldens / "tokenizer")
 
 
 @pytest.fixture(scope="session")

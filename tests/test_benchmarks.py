@@ -20,7 +20,7 @@ MODEL = ("--layout", "tiny", "--device", "cpu")
 
 def run(name, folder, *arguments):
     """Run a command as a user would; return its JSON file."""
-    model = () if name == "preprocessing" else MODEL
+    model = () if name in ("preprocessing", "tokenization") else MODEL
     command = [sys.executable, "-m", f"benchmarks.{name}", *SMALL, *model, *arguments, "--output", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -38,6 +38,7 @@ def run(name, folder, *arguments):
         ("memory", ("--tiles", "2"), 2, 1, 2),
         ("second_turn", ("--tiles", "2"), 1, 1, 2),
         ("loading", (), 2, 2, 2),
+        ("tokenization", (), 3, 3, 2),
     ],
 )
 def test_command(name, arguments, cases, compared, subjects, tmp_path):

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, TextIteratorStreamer
 
 
 CHAT_CASES = ("c01_v15_26b", "c02_mini_2b", "c05_v12_llama", "c06_qwen2", "c11_chat_history")
-# Where the package answers differently on purpose (README, "Differences from the official code").
+# Where the package answers differently on purpose (docs/fidelity.md).
 DELIBERATE = (
     "more <image> than num_patches_list",
     "special tokens in the user text",

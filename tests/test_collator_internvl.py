@@ -203,9 +203,11 @@ def test_videos_beside_messages(collate):
 def test_the_work_grows_with_the_turns(processor, collate, monkeypatch):
     """Every turn is tokenized as often as in a short conversation."""
     seen = []
-    tokenize = type(processor.tokenizer)._tokenize
+    tokenize = type(processor.tokenizer).__call__
     monkeypatch.setattr(
-        type(processor.tokenizer), "_tokenize", lambda self, text, **kw: seen.append(len(text)) or tokenize(self, text)
+        type(processor.tokenizer),
+        "__call__",
+        lambda self, text, **kw: seen.append(len(text)) or tokenize(self, text, **kw),
     )
     work = []
     for count in (5, 20):

@@ -22,16 +22,18 @@ from internvl_chat.image_processing_internvl import InternVLImageProcessor
 from internvl_chat.processing_internvl import InternVLProcessor
 from internvl_chat.prompt_format_internvl import CONTROL_TOKENS, PROMPT_FORMATS, Turn, prompt_format
 from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer
+from internvl_chat.tokenization_internlm2_fast import InternLM2TokenizerFast
 from PIL import Image
 from transformers import AddedToken, AutoProcessor, AutoTokenizer
 
 
-# Where the package answers differently on purpose (README, "Differences from the official code").
+# Where the package answers differently on purpose (docs/fidelity.md).
 DELIBERATE = ("special tokens", "empty answer", "empty question", "more <image>")
 CASES = ("c01_v15_26b", "c02_mini_2b", "c05_v12_llama", "c06_qwen2", "c11_chat_history", "c14_internvl2_5_qwen2")
 CASES += ("c16_internvl3_5_qwen3", "c17_internvl3_5_moe", "c18_internvl3_5_gpt_oss", "c20_internvl3_qwen2_long")
 TILE_TOKENS = 4
-# A tokenizer for each format, by its folder of the goldens; "tiny" is the embedded one.
+# A tokenizer for each format, by its folder of the goldens; "tiny" is the embedded one. InternLM2's is the fast one
+# unless the name ends in "slow".
 TOKENIZERS = {
     "internlm2-chat": "tiny",
     "Hermes-2": "tokenizer",
@@ -43,11 +45,10 @@ TOKENIZERS = {
 
 
 def load_tokenizer(name, goldens_of, tiny_folder):
-    if name == "tiny":
-        return InternLM2Tokenizer.from_pretrained(tiny_folder)
-    folder = goldens_of() / name
-    is_own = (folder / "tokenizer.model").exists()
-    return InternLM2Tokenizer.from_pretrained(folder) if is_own else AutoTokenizer.from_pretrained(folder)
+    name, *slow = name.split()
+    kind = InternLM2Tokenizer if slow else InternLM2TokenizerFast
+    folder = tiny_folder if name == "tiny" else goldens_of() / name
+    return (kind if (folder / "tokenizer.model").exists() else AutoTokenizer).from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -194,10 +195,17 @@ def random_conversation(draw):
     return messages, pairs, num_images
 
 
-@pytest.mark.parametrize("template", PROMPT_FORMATS)
-def test_every_route_gives_the_same_ids(template, tokenizer_of):
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        *((name, TOKENIZERS[name]) for name in PROMPT_FORMATS),
+        ("internlm2-chat", "tiny slow"),
+        ("internvl_zh", "tokenizer slow"),
+    ],
+)
+def test_every_route_gives_the_same_ids(template, name, tokenizer_of):
     """Whatever is typed, however it is cut: chat, processor and collator; and no control token but the format's."""
-    tokenizer = tokenizer_of(TOKENIZERS[template])
+    tokenizer = tokenizer_of(name)
     tokenizer.add_tokens(["<seg>"])
     style, processor = prompt_format(template), of_format(template, tokenizer)
     collate, draw = ConversationCollator(processor), random.Random(template)
@@ -228,6 +236,24 @@ def test_every_route_gives_the_same_ids(template, tokenizer_of):
         own = tokenizer.convert_tokens_to_ids("<seg>")
         text = "".join(question + answer for question, answer in past) + question
         assert ids.count(own) == text.count("<seg>")
+
+
+@pytest.mark.parametrize("template", PROMPT_FORMATS)
+def test_a_template_that_marks_answers(template, tokenizer_of):
+    """TRL's assistant_only_loss learns what the collator learns, and the marks change no other token."""
+    tokenizer, style = tokenizer_of(TOKENIZERS[template]), prompt_format(template)
+    writes_bos = PromptEncoder(tokenizer).begins_with_bos()
+    marked, plain = (style.chat_template(writes_bos=writes_bos, marks_answers=marks) for marks in (True, False))
+    words = ["Hi.", "A cat.", " Sure?\n", "是的 ", "{{ x }}", "Why?"]
+    messages = [{"role": ("user", "assistant")[index % 2], "content": word} for index, word in enumerate(words[:-1])]
+    messages.append({"role": "user", "content": [{"type": "text", "text": words[-1]}]})
+    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+    made = tokenizer.apply_chat_template(messages, chat_template=marked, return_assistant_tokens_mask=True, **options)
+    assert made["input_ids"] == tokenizer.apply_chat_template(messages, chat_template=plain, **options)["input_ids"]
+    turns = [Turn(turn["role"], (words[i],), turn["role"] == "assistant") for i, turn in enumerate(messages)]
+    pieces = PromptEncoder(tokenizer).encode(style, turns)
+    assert made["input_ids"] == ids_of(pieces)
+    assert made["assistant_masks"] == [int(piece.kind == "answer") for piece in pieces for _ in piece.ids]
 
 
 def test_longer_conversations_begin_with_shorter_ones(tokenizer_of):

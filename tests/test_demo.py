@@ -293,7 +293,7 @@ def tab(browser, address):
 
 @pytest.mark.slow
 def test_a_conversation_about_a_picture(tab, tmp_path):
-    """Its last view is the README's picture: DEMO_SCREENSHOT says where it is kept."""
+    """Its last view is the README's image: DEMO_SCREENSHOT says where it is kept."""
     tab.drop(SHAPES)
     tab.until(lambda: "192 image tokens" in tab.text("#total"))
     assert "2 × 1 tiles · 128 tokens" in tab.text("#tiles")

@@ -25,7 +25,7 @@ from examples import finetune_dpo, finetune_sft  # noqa: E402
 pytestmark = [pytest.mark.newest, pytest.mark.slow]
 
 TINY = ROOT / "tiny"
-README = (ROOT / "README.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "finetuning.md").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -166,16 +166,15 @@ def test_all_linear_layers_but_the_head():
     assert "lora_A" not in str(model.get_output_embeddings())
 
 
-def test_readme(tiny_folder, monkeypatch, tmp_path):
-    """The README's code, as a user would paste it."""
-    section = README[README.index("## Fine-tuning with TRL") : README.index("## Equal to the official code")]
-    code = re.search(r"```py\n(.*?)```", section, flags=re.DOTALL)[1]
+def test_page(tiny_folder, monkeypatch, tmp_path):
+    """The code of docs/finetuning.md, as a user would paste it."""
+    code = re.search(r"```py\n(.*?)```", PAGE, flags=re.DOTALL)[1]
     for old, new in {"InternVL-Chat-V1-5": tiny_folder, "examples/shapes.png": ROOT / "examples/shapes.png"}.items():
         assert code.count(f'"{old}"') == 1
         code = code.replace(f'"{old}"', repr(str(new)))
     code = code.replace("SFTConfig(", "SFTConfig(use_cpu=True, report_to='none', output_dir=", 1)
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "docs/finetuning.md", "exec"), {})
     model, processor = finetune_sft.load(tmp_path / "merged"), finetune_sft.load_processor(tmp_path / "merged")
     tiles = processor.image_processor(str(ROOT / "examples" / "shapes.png"))["pixel_values"]
     assert model.chat(processor.tokenizer, tiles, "What colour is the circle?")

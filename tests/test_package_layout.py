@@ -27,6 +27,7 @@ LAYERS = {
     "rope_internvl": 0,
     "tiling_internvl": 0,
     "tokenization_internlm2": 0,
+    "tokenization_internlm2_fast": 1,
     "prompt_format_internvl": 0,
     "media_internvl": 0,
     "image_loading_internvl": 1,
@@ -58,9 +59,9 @@ LAYERS = {
 }
 # What the loader is asked for by name; a configuration is always loaded before the rest.
 CONFIGURATION = "configuration_internvl_chat"
-ENTRIES = ("modeling_internvl_chat", "processing_internvl", "image_processing_internvl", "tokenization_internlm2")
+ENTRIES = ("modeling_internvl_chat", "processing_internvl", "image_processing_internvl", "tokenization_internlm2_fast")
 
-ALLOWED = {"torch", "transformers", "PIL", "numpy", "sentencepiece", *sys.stdlib_module_names}
+ALLOWED = {"torch", "transformers", "PIL", "numpy", "sentencepiece", "tokenizers", *sys.stdlib_module_names}
 OPTIONAL = ("flash_attn", "timm", "einops", "peft", "torchvision", "av")
 
 # How Transformers looks for imports: in the text, docstrings and comments included.
@@ -185,7 +186,10 @@ def test_auto_map_of_the_root():
         "AutoModelForCausalLM": "modeling_internvl_chat.InternVLChatModel",
         "AutoModelForImageTextToText": "modeling_internvl_chat.InternVLChatModel",
         "AutoModelForMultimodalLM": "modeling_internvl_chat.InternVLChatModel",
-        "AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None],
+        "AutoTokenizer": [
+            "tokenization_internlm2.InternLM2Tokenizer",
+            "tokenization_internlm2_fast.InternLM2TokenizerFast",
+        ],
         "AutoImageProcessor": "image_processing_internvl.InternVLImageProcessor",
         "AutoProcessor": "processing_internvl.InternVLProcessor",
     }

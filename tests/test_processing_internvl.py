@@ -351,7 +351,10 @@ def test_parts_are_those_that_the_folder_names(hub_folder, tmp_path):
         assert type(processor.image_processor).__name__ == name
     package = type(processor).__module__.rsplit(".", 1)[0]
     assert type(processor.image_processor).__module__ == f"{package}.image_processing_internvl"
-    assert type(processor.tokenizer).__module__ == f"{package}.tokenization_internlm2"
+    assert type(processor.tokenizer).__module__ == f"{package}.tokenization_internlm2_fast"
+    for options in ({"use_fast": False}, {"backend": "sentencepiece"}):
+        slow = AutoProcessor.from_pretrained(folder, trust_remote_code=True, **options).tokenizer
+        assert type(slow).__module__ == f"{package}.tokenization_internlm2"
 
 
 def test_save_and_load(processor, tmp_path):

@@ -98,10 +98,12 @@ def test_config_from_a_local_folder(tiny_folder):
     assert config.llm_config.model_type == "internlm2"
 
 
-@pytest.mark.parametrize("use_fast", [True, False])
-def test_tokenizer_from_a_local_folder(tiny_folder, use_fast):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_folder, use_fast=use_fast, **TRUST)
-    assert type(tokenizer).__name__ == "InternLM2Tokenizer"
+@pytest.mark.parametrize(
+    ("options", "name"), [({}, "InternLM2TokenizerFast"), ({"backend": "sentencepiece"}, "InternLM2Tokenizer")]
+)
+def test_tokenizer_from_a_local_folder(tiny_folder, options, name):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder, **options, **TRUST)
+    assert type(tokenizer).__name__ == name
     first, *_, last = tokenizer("red<IMG_CONTEXT>").input_ids
     assert (first, last) == (1, AutoConfig.from_pretrained(tiny_folder, **TRUST).image_token_id)
 
@@ -132,7 +134,7 @@ def test_everything_else_from_the_hub_cache(hub_cache):
     things = [auto_class.from_pretrained(REPOSITORY, cache_dir=hub_cache, **TRUST) for auto_class in classes]
     assert [type(thing).__name__ for thing in things] == [
         "InternVLChatConfig",
-        "InternLM2Tokenizer",
+        "InternLM2TokenizerFast",
         "InternVLImageProcessor",
         "InternVLProcessor",
     ]

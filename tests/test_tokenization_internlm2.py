@@ -1,7 +1,6 @@
 """The tokenizer against the official ids and texts, against a plain restatement of its rules, and on a small model."""
 
 import copy
-import io
 import json
 import pickle
 import random
@@ -12,66 +11,19 @@ from pathlib import Path
 import pytest
 import sentencepiece
 from internvl_chat import tokenization_internlm2
-from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer, pop_special_tokens
+from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer, logger, pop_special_tokens
+from tokenizer_scenes import BEHIND, RENAMED_TO, ROOT, random_text, small_folder, tokenizer_folder
 from transformers import AddedToken, AutoTokenizer, dynamic_module_utils
-
-
-SOURCE = Path(tokenization_internlm2.__file__)
-ROOT = SOURCE.parent
-
-# A small vocabulary in the published layout: three control pieces, 256 bytes, learned pieces, then pieces that the
-# tokenizer configuration renames, then tokens behind the pieces.
-CORPUS = ["the cat sat on the mat", "the dog's bone isn't there", "你好 世界 你好", "what's the text , please ?"] * 20
-RENAMED = ["[UNUSED_TOKEN_0]", "[UNUSED_TOKEN_1]", "[UNUSED_TOKEN_2]"]
-RENAMED_TO = ["<|im_end|>", "<|im_start|>"]
-BEHIND = ["<img>", "</img>", "<IMG_CONTEXT>"]
-
-
-def copy_checkpoint(folder: Path, model: Path) -> Path:
-    """Put the code, the package's tokenizer configuration and a model into an empty folder."""
-    shutil.copy(SOURCE, folder)
-    shutil.copy(ROOT / "tokenizer_config.json", folder)
-    shutil.copy(model, folder / "tokenizer.model")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def small_checkpoint(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("small")
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=330,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        user_defined_symbols=RENAMED,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
-    (folder / "trained.model").write_bytes(model.getvalue())
-    copy_checkpoint(folder, folder / "trained.model")
-
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    ids = {name: pieces.piece_to_id(name) for name in ("<unk>", "<s>", "</s>")}
-    ids |= {name: pieces.piece_to_id(piece) for name, piece in zip(RENAMED_TO, RENAMED, strict=False)}
-    ids |= {name: pieces.get_piece_size() + offset for offset, name in enumerate(BEHIND)}
-    config_file = folder / "tokenizer_config.json"
-    config = json.loads(config_file.read_text("utf-8"))
-    config["added_tokens_decoder"] = {
-        str(index): {"content": name, "special": True, "normalized": False} for name, index in ids.items()
-    }
-    config["additional_special_tokens"] = RENAMED_TO + BEHIND
-    config_file.write_text(json.dumps(config), "utf-8")
-    return folder
+    return small_folder(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="module")
 def published_checkpoint(goldens, tmp_path_factory) -> Path:
-    return copy_checkpoint(tmp_path_factory.mktemp("published"), goldens / "tokenizer" / "tokenizer.model")
+    return tokenizer_folder(tmp_path_factory.mktemp("published"), goldens / "tokenizer" / "tokenizer.model")
 
 
 @pytest.fixture
@@ -87,13 +39,6 @@ def published(published_checkpoint) -> InternLM2Tokenizer:
 @pytest.fixture(scope="module")
 def official(goldens) -> dict:
     return json.loads((goldens / "tokenizer_goldens" / "tokenizer_goldens.json").read_text("utf-8"))
-
-
-@pytest.fixture
-def modules_cache(tmp_path, monkeypatch):
-    """Keep the copies that Transformers makes of remote code out of the user's cache."""
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
 
 
 class PlainTokenizer:
@@ -142,20 +87,6 @@ class PlainTokenizer:
         for ending in ("n't", "'m", "'s", "'ve", "'re"):
             text = text.replace(" " + ending, ending)
         return text
-
-
-def random_text(rng: random.Random, tokenizer: InternLM2Tokenizer) -> str:
-    added = list(tokenizer.get_added_vocab())
-    fragments = [
-        lambda: tokenizer.sp_model.id_to_piece(rng.randrange(259, tokenizer.vocab_size)).replace("▁", " "),
-        lambda: rng.choice(added),
-        lambda: rng.choice(added)[: rng.randint(1, 6)],
-        lambda: rng.choice([" ", "  ", "\n", "\t", "\r\n", "\u3000", "\u200d", "▁", " ,", " 's", " ' ", " n't", " !"]),
-        lambda: rng.choice(RENAMED + ["[UNUSED_TOKEN_145]", "[UNUSED_TOKEN_", "<0x0A>", "<image>", "<|", "|>"]),
-        lambda: chr(rng.choice([rng.randint(1, 0x2FF), rng.randint(0x300, 0xD7FF), rng.randint(0xE000, 0x1FFFF)])),
-        lambda: str(rng.randint(0, 10**6)),
-    ]
-    return "".join(rng.choice(fragments)() for _ in range(rng.randint(0, 16)))
 
 
 def assert_follows_plain_rules(tokenizer: InternLM2Tokenizer, folder: Path, rounds: int) -> None:
@@ -260,7 +191,7 @@ def test_configuration_has_the_published_tokens(goldens):
     ours = json.loads((ROOT / "tokenizer_config.json").read_text("utf-8"))
     theirs = json.loads((goldens / "tokenizer" / "tokenizer_config.json").read_text("utf-8"))
     changed = {key for key in ours | theirs if ours.get(key) != theirs.get(key)}
-    assert changed == {"chat_template", "model_max_length"}
+    assert changed == {"auto_map", "chat_template", "model_max_length"}
 
 
 # On a small model trained here.
@@ -364,11 +295,10 @@ def test_copy_saves_the_model_when_its_file_is_gone(small_checkpoint, tmp_path):
 # Loading and saving.
 
 
-@pytest.mark.parametrize("use_fast", [True, False])
-def test_save_and_load_through_auto_tokenizer(small_checkpoint, small, tmp_path, modules_cache, use_fast):
-    loaded = AutoTokenizer.from_pretrained(small_checkpoint, trust_remote_code=True, use_fast=use_fast)
+def test_save_and_load_through_auto_tokenizer(small_checkpoint, small, tmp_path):
+    loaded = AutoTokenizer.from_pretrained(small_checkpoint, trust_remote_code=True, backend="sentencepiece")
     loaded.save_pretrained(tmp_path / "saved")
-    again = AutoTokenizer.from_pretrained(tmp_path / "saved", trust_remote_code=True, use_fast=use_fast)
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved", trust_remote_code=True)
     text = "<|im_start|>the cat's 你好<img><IMG_CONTEXT></img>[UNUSED_TOKEN_0] 龘"
     for tokenizer in (loaded, again):
         assert type(tokenizer).__name__ == "InternLM2Tokenizer"
@@ -432,7 +362,7 @@ def test_missing_sentencepiece_is_named(small_checkpoint, monkeypatch):
     monkeypatch.setattr(tokenization_internlm2, "SentencePieceProcessor", None)
     with pytest.raises(ImportError, match="The tokenizer needs sentencepiece, which is not installed: pip install"):
         InternLM2Tokenizer.from_pretrained(small_checkpoint)
-    assert "sentencepiece" not in dynamic_module_utils.get_imports(SOURCE)
+    assert "sentencepiece" not in dynamic_module_utils.get_imports(ROOT / "tokenization_internlm2.py")
 
 
 def test_unusable_model_is_named(small_checkpoint, tmp_path):
@@ -445,7 +375,12 @@ def test_unusable_model_is_named(small_checkpoint, tmp_path):
 
 def test_configuration_of_the_package():
     config = json.loads((ROOT / "tokenizer_config.json").read_text("utf-8"))
-    assert config["auto_map"] == {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None]}
+    assert config["auto_map"] == {
+        "AutoTokenizer": [
+            "tokenization_internlm2.InternLM2Tokenizer",
+            "tokenization_internlm2_fast.InternLM2TokenizerFast",
+        ]
+    }
     assert config["tokenizer_class"] == "InternLM2Tokenizer"
     assert config["model_max_length"] == 32768
     assert "chat_template" not in config
@@ -453,6 +388,7 @@ def test_configuration_of_the_package():
 
 def test_its_chat_template_warns_that_it_guards_nothing(tokenizer, caplog):
     caplog.set_level("WARNING")
+    logger.warning_once.__func__.cache_clear()  # another test may have been warned already
     messages = [{"role": "user", "content": "a<|im_end|>b"}]
     text = tokenizer.apply_chat_template(messages, chat_template="{{ messages[0]['content'] }}", tokenize=False)
     assert text == "a<|im_end|>b"

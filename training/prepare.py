@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from examples.fast_tokenizer import TOKENIZERS, write_fast_tokenizer
 from training.data import IMAGE_MEAN, IMAGE_STD, load_config
 from training.tokenizer import SPECIAL_TOKENS, write_tokenizer
 
@@ -57,6 +58,7 @@ def write_data_files(folder: Path, config: dict[str, Any]) -> None:
     _write(folder / "config.json", model)
     special = {token: vocab_size - len(SPECIAL_TOKENS) + index for index, token in enumerate(SPECIAL_TOKENS)}
     _write_tokenizer_files(folder, special)
+    write_fast_tokenizer(folder)
     end = special["<|im_end|>"]
     _write(
         folder / "generation_config.json",
@@ -98,7 +100,7 @@ def _write_tokenizer_files(folder: Path, special: dict[str, int]) -> None:
     settings = {
         "added_tokens_decoder": {str(index): _token(token) | {"special": True} for index, token in by_id.items()},
         "additional_special_tokens": additional,
-        "auto_map": {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None]},
+        "auto_map": {"AutoTokenizer": list(TOKENIZERS)},
         "clean_up_tokenization_spaces": False,
         "model_max_length": 4096,
         "tokenizer_class": "InternLM2Tokenizer",

@@ -15,7 +15,7 @@ def loaded(client, tiny_folder):
 def test_loader(loaded):
     model, tokenizer = loaded
     assert type(model).__name__ == "InternVLChatModel"
-    assert type(tokenizer).__name__ == "InternLM2Tokenizer"
+    assert type(tokenizer).__name__ == "InternLM2TokenizerFast"
 
 
 @torch.no_grad()
