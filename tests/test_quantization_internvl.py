@@ -44,11 +44,14 @@ def inputs(golden_case, folder):
 @pytest.fixture
 def asked(monkeypatch):
     """Catch the quantization config that Transformers gets, without loading anything."""
-    caught = []
+    caught, loaded = (
+        [],
+        SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=2), config=SimpleNamespace(stop_token_id=None)),
+    )
     monkeypatch.setattr(
         PreTrainedModel,
         "from_pretrained",
-        classmethod(lambda cls, *args, **kwargs: (caught.append(kwargs.get("quantization_config")), {})),
+        classmethod(lambda cls, *args, **kwargs: caught.append(kwargs.get("quantization_config")) or (loaded, {})),
     )
     # A config looks whether bitsandbytes is there.
     monkeypatch.setattr(BitsAndBytesConfig, "post_init", lambda self: None)
