@@ -52,6 +52,8 @@ class ChatMixin:
         verbose: bool = False,
         streamer: BaseStreamer | None = None,
         system: str | None = None,
+        rope_pos_id_version: str | None = None,
+        rope_pos_id_stride: float | None = None,
     ) -> str | tuple[str, list[tuple[str, str]]]:
         """Answer a question, with or without images. Names and order of the first arguments are official.
 
@@ -72,6 +74,8 @@ class ChatMixin:
             verbose: Whether to log the prompt.
             streamer: Receives tokens as they are generated.
             system: System message of this call; None means the model's.
+            rope_pos_id_version: See `generate`; elsewhere it is one of the options in `generation_config`.
+            rope_pos_id_stride: See `generate`.
 
         Returns:
             The answer; with `return_history` also the new history.
@@ -82,6 +86,9 @@ class ChatMixin:
         """
         # Before anything is encoded or generated, so that a wrong call costs nothing.
         _check_fixed_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
+        positions = {"rope_pos_id_version": rope_pos_id_version, "rope_pos_id_stride": rope_pos_id_stride}
+        positions = {name: value for name, value in positions.items() if value is not None}
+        generation_config = read_options(generation_config) | positions if positions else generation_config
         num_tiles, answerer = count_tiles(pixel_values, num_patches_list), Answerer(self, tokenizer, system)
         (turns,) = self._converse(
             answerer, pixel_values, [question], [history], [num_tiles], generation_config, verbose, streamer
@@ -318,16 +325,19 @@ class ChatMixin:
         num_tiles: Sequence[Sequence[int]],
     ) -> tuple[list[list[tuple[str, str]]], list[list[int]]]:
         """Return each conversation as turns, the last of which awaits its answer, and as the ids of its prompt."""
-        if isinstance(pixel_values, EncodedImages):
-            tile_tokens = pixel_values.tile_tokens
-        else:
-            tile_tokens = 0 if pixel_values is None else self.num_image_tokens_of(*pixel_values.shape[-2:])
+        tile_tokens = self._tile_tokens(pixel_values)
         # The images of all conversations are one tensor, in order: each prompt takes the next ones.
         conversations = [_turns(*one) for one in zip(histories, questions, num_tiles, strict=True)]
         return conversations, [
             ids_of(answerer.prompt(turns, counts, tile_tokens))
             for turns, counts in zip(conversations, num_tiles, strict=True)
         ]
+
+    def _tile_tokens(self, pixel_values: ImageInput | None) -> int:
+        """Return the image tokens of a tile, 0 without images."""
+        if isinstance(pixel_values, EncodedImages):
+            return pixel_values.tile_tokens
+        return 0 if pixel_values is None else self.num_image_tokens_of(*pixel_values.shape[-2:])
 
 
 def _turns(history: History | None, question: str, num_tiles: Sequence[int]) -> list[tuple[str, str]]:

@@ -308,6 +308,15 @@ def is_sharded(module: torch.nn.Module) -> bool:
     return is_wrapped or any(hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
+def input_device(module: torch.nn.Module) -> torch.device:
+    """Return where a module computes: under CPU or disk offload its hook's device, not that of its weights."""
+    for part in module.modules():
+        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return next(module.parameters()).device
+
+
 class DraftInputsMixin:
     """Lets a model choose which of its inputs an assistant gets in assisted decoding, in `draft_inputs`."""
 

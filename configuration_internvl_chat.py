@@ -6,6 +6,7 @@ Reads every key of the published config.json and writes them back, so that engin
 import copy
 import json
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -14,13 +15,20 @@ from transformers.utils import cached_file
 from .configuration_intern_vit import InternVisionConfig
 from .configuration_internlm2 import InternLM2Config
 from .llm_config_internvl import add_published_names, read_llm_config
+from .prompt_format_internvl import IMAGE_CONTEXT_TOKEN, PROMPT_FORMATS
 
 
 # The published tokenizers end with nine tokens: <img> </img> <IMG_CONTEXT> <quad> </quad> <ref> </ref> <box> </box>.
 IMAGE_TOKEN_FROM_END = 7
-IMAGE_TOKEN = "<IMG_CONTEXT>"
-# Where published tokenizers say its id: token to id, or id to token.
-TOKENIZER_FILES = ("added_tokens.json", "tokenizer_config.json")
+# Where tokenizers say the ids of tokens, the smallest file first.
+TOKENIZER_FILES = ("added_tokens.json", "tokenizer_config.json", "tokenizer.json")
+# The classes of this package, which a published config.json names only in part. The model's class is AutoModel's: a
+# reward model names another one there.
+MODEL_CLASSES = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+PARTS = {
+    "AutoImageProcessor": "image_processing_internvl.InternVLImageProcessor",
+    "AutoProcessor": "processing_internvl.InternVLProcessor",
+}
 # Arguments of `from_pretrained` that say where on the Hub a file is.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 PIXEL_SHUFFLE_VERSIONS = ("v1", "v2")
@@ -39,8 +47,10 @@ class InternVLChatConfig(PretrainedConfig):
         template: Name of the prompt format, see `prompt_format_internvl.py`.
         system_message: System text; None means the one that the template was trained with.
         image_token_id: Id of `<IMG_CONTEXT>`. If None, `from_pretrained` reads it from the tokenizer's files beside
-            config.json; without such files it is the seventh from the end of the vocabulary, which is right unless
-            the vocabulary is padded.
+            config.json. Without such files it is guessed as the seventh from the end of the vocabulary, which is wrong
+            if the vocabulary is padded: the guess is never saved, and images in a prompt with another id are an error.
+        stop_token_id: Id of the token that ends an answer in the prompt format, where `generate` stops too;
+            `from_pretrained` reads it as it reads `image_token_id`.
         vision_batch_size: Most tiles that the vision encoder takes at once outside training; None means all. It bounds
             memory for any number of tiles.
         dynamic_image_size: Whether images are cut into several tiles.
@@ -72,6 +82,7 @@ class InternVLChatConfig(PretrainedConfig):
         template: str = "internlm2-chat",
         system_message: str | None = None,
         image_token_id: int | None = None,
+        stop_token_id: int | None = None,
         vision_batch_size: int | None = 8,
         dynamic_image_size: bool = True,
         use_thumbnail: bool = True,
@@ -97,6 +108,7 @@ class InternVLChatConfig(PretrainedConfig):
         self.template = template
         self.system_message = system_message
         self.image_token_id = image_token_id
+        self.stop_token_id = stop_token_id
         self.vision_batch_size = vision_batch_size
         self.dynamic_image_size = dynamic_image_size
         self.use_thumbnail = use_thumbnail
@@ -106,20 +118,26 @@ class InternVLChatConfig(PretrainedConfig):
         self.use_backbone_lora = use_backbone_lora
         self.use_llm_lora = use_llm_lora
         _ = self.downsample_factor  # a wrong ratio is reported where it was written
+        if "AutoConfig" in (auto_map := kwargs.get("auto_map") or {}):
+            kwargs["auto_map"] = _whole_auto_map(auto_map)
         kwargs.setdefault("tie_word_embeddings", self.llm_config.tie_word_embeddings)
         super().__init__(**kwargs)
         if self.image_token_id is None:
-            self.image_token_id = self.llm_config.vocab_size - IMAGE_TOKEN_FROM_END
+            self.image_token_id = self._guessed_image_token_id = self.llm_config.vocab_size - IMAGE_TOKEN_FROM_END
 
     @classmethod
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read config.json, and the image token's id from the tokenizer's files beside it; Transformers calls this."""
+        """Read config.json, and ids of tokens from the tokenizer's files beside it; Transformers calls this."""
         hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         config, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if config and config.get("image_token_id") is None:
-            config["image_token_id"] = _published_image_token_id(pretrained_model_name_or_path, hub)
+        style = PROMPT_FORMATS.get(config.get("template", "internlm2-chat"))
+        tokens = {"image_token_id": IMAGE_CONTEXT_TOKEN} | ({"stop_token_id": style.stop} if style else {})
+        tokens = {name: token for name, token in tokens.items() if config.get(name) is None}
+        if config and tokens:
+            ids = _published_ids(pretrained_model_name_or_path, hub, tokens.values())
+            config |= {name: ids[token] for name, token in tokens.items() if token in ids}
         return config, rest
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
@@ -162,6 +180,8 @@ class InternVLChatConfig(PretrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return every field; the language model's also under their published names, for engines."""
         output = super().to_dict()
+        if output.pop("_guessed_image_token_id", None) == self.image_token_id:
+            output["image_token_id"] = None
         add_published_names(self.llm_config, output["llm_config"])
         return output
 
@@ -171,10 +191,11 @@ class InternVLChatConfig(PretrainedConfig):
         return super().to_diff_dict() | {name: output[name] for name in self.sub_configs}
 
 
-def _published_image_token_id(source: str | os.PathLike, hub: dict[str, Any]) -> int | None:
-    """Look for the image token in the tokenizer's files of a folder or Hub repository; None if they have none."""
+def _published_ids(source: str | os.PathLike, hub: dict[str, Any], tokens: Iterable[str]) -> dict[str, int]:
+    """Look for added tokens in the tokenizer's files of a folder or Hub repository; return the ids that they name."""
+    missing, found = set(tokens), {}
     for file in TOKENIZER_FILES:
-        path = cached_file(
+        path = missing and cached_file(
             source,
             file,
             **hub,
@@ -182,15 +203,29 @@ def _published_image_token_id(source: str | os.PathLike, hub: dict[str, Any]) ->
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-        if path is None:
-            continue
-        with open(path, encoding="utf-8") as opened:
-            content = json.load(opened)
-        tokens = {token["content"]: int(index) for index, token in content.get("added_tokens_decoder", {}).items()}
-        found = {**content, **tokens}.get(IMAGE_TOKEN)
-        if isinstance(found, int):
-            return found
-    return None
+        if path:
+            with open(path, encoding="utf-8") as opened:
+                ids = _added_ids(file, json.load(opened))
+            found |= {token: ids[token] for token in missing & ids.keys()}
+            missing -= ids.keys()
+    return found
+
+
+def _added_ids(file: str, content: dict[str, Any]) -> dict[str, int]:
+    """Return the added tokens of a tokenizer's file with their ids."""
+    if file == "added_tokens.json":
+        return content
+    if file == "tokenizer.json":
+        return {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+    return {token["content"]: int(index) for index, token in content.get("added_tokens_decoder", {}).items()}
+
+
+def _whole_auto_map(auto_map: dict[str, Any]) -> dict[str, Any]:
+    """Add the package's other classes to those that a published config names, from where the config's class is."""
+    repository, dashes, _ = str(auto_map["AutoConfig"]).rpartition("--")
+    model = auto_map.get("AutoModel", f"{repository}{dashes}modeling_internvl_chat.InternVLChatModel")
+    parts = {name: repository + dashes + target for name, target in PARTS.items()}
+    return dict.fromkeys(MODEL_CLASSES, model) | parts | auto_map
 
 
 def _beside(reference: Any, folder: str | os.PathLike) -> Any:

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from .compat_internvl import PREFILL_CHUNKS_IGNORE_CACHE, DraftInputsMixin, first_slot, is_paged, pop_cache
 from .image_features_internvl import ImageInput, PromptFeatures, check_image_tokens, feature_index
 from .inputs_internvl import fitting_mask, token_ids
+from .rope_internvl import check_takes_fractions, fractional_positions, image_stride
 
 
 logger = logging.get_logger(__name__)
@@ -46,6 +47,8 @@ class ImageGenerationMixin(DraftInputsMixin):
         inputs_embeds: torch.Tensor | None = None,
         image_token_id: int | None = None,
         prompt_features: PromptFeatures | None = None,
+        rope_pos_id_version: str | None = None,
+        rope_pos_id_stride: float | None = None,
         **kwargs: Any,
     ) -> Any:
         """Continue a prompt in evaluation mode, also in the middle of training; images are encoded once.
@@ -63,6 +66,9 @@ class ImageGenerationMixin(DraftInputsMixin):
                 put into them. Without `input_ids` only the new tokens are returned.
             image_token_id: See `embed_inputs`.
             prompt_features: Images that the main model encoded, for a model that assists it.
+            rope_pos_id_version: "v2pe_fix" for image tokens that advance by less than one position, see
+                `rope_internvl.image_stride`.
+            rope_pos_id_stride: Positions for 256 image tokens, with "v2pe_fix".
             **kwargs: Everything else that `GenerationMixin.generate` takes.
 
         Returns:
@@ -86,6 +92,7 @@ class ImageGenerationMixin(DraftInputsMixin):
             "vision_batch_size": vision_batch_size,
         }
         _check_guesses(kwargs, generation_config, cache)
+        stride = image_stride(rope_pos_id_version, rope_pos_id_stride)
         with answering(self):
             if prompt_features is not None:
                 kwargs["prompt_features"] = self._own_features(prompt_features, vision_batch_size)
@@ -100,6 +107,9 @@ class ImageGenerationMixin(DraftInputsMixin):
                 kwargs["prompt_features"] = PromptFeatures(features, _of_whole_sequence(index, kwargs), self)
             else:
                 kwargs["prompt_features"] = self._prompt_features(input_ids, images, image_token_id, cache, kwargs)
+            if stride is not None:
+                features = kwargs.get("prompt_features") if inputs_embeds is None else None
+                self._set_positions(features, input_ids, image_token_id, stride, kwargs)
             return super().generate(input_ids, generation_config, past_key_values=cache, **kwargs)
 
     def generate_batch(
@@ -142,7 +152,8 @@ class ImageGenerationMixin(DraftInputsMixin):
         """
         inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         given, step = inputs.get("prompt_features"), inputs.get("input_ids")
-        if given is not None and step is not None and input_ids.shape[1] - step.shape[1] >= given.index.shape[1]:
+        is_needed = given is None or step is None or given.positions is not None  # which go on behind the prompt
+        if not is_needed and input_ids.shape[1] - step.shape[1] >= given.index.shape[1]:
             del inputs["prompt_features"]
         return inputs
 
@@ -196,6 +207,25 @@ class ImageGenerationMixin(DraftInputsMixin):
         tiles = images["pixel_values"] if isinstance(images["pixel_values"], torch.Tensor) else None
         return PromptFeatures(features, index.to(self.device), self, tiles, images["image_flags"])
 
+    def _set_positions(
+        self,
+        features: PromptFeatures | None,
+        input_ids: torch.LongTensor | None,
+        image_token_id: int,
+        stride: float,
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Give a prompt the positions of V2PE."""
+        if features is None or _num_before(input_ids, kwargs):
+            raise ValueError(
+                "V2PE is asked for, whose positions follow from all tokens before; give the input_ids of the whole "
+                "sequence, without inputs_embeds."
+            )
+        check_takes_fractions(self.language_model)
+        mask = kwargs.get("attention_mask")
+        is_image = input_ids == image_token_id  # (batch, seq)
+        features.positions = fractional_positions(is_image, mask, stride).to(self.device)
+
     def _own_features(self, given: PromptFeatures, vision_batch_size: int | None) -> PromptFeatures:
         """Return the features of images that another model encoded, which this one assists."""
         if given.model is self:
@@ -203,7 +233,8 @@ class ImageGenerationMixin(DraftInputsMixin):
         if given.features is not None and id(self) not in given.of_assistants:
             given.of_assistants[id(self)] = self._encoded_anew(given, vision_batch_size)
         features = given.of_assistants.get(id(self))
-        return PromptFeatures(features, given.index.to(self.device), self)
+        positions = None if given.positions is None else given.positions.to(self.device)
+        return PromptFeatures(features, given.index.to(self.device), self, positions=positions)
 
     def _encoded_anew(self, given: PromptFeatures, vision_batch_size: int | None) -> torch.Tensor | None:
         """Return this model's features `(features, hidden)` of images, None if it must do without."""

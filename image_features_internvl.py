@@ -129,6 +129,7 @@ class PromptFeatures:
         model: The model whose features these are.
         pixel_values: The tiles that the features were made from, for an assistant with a vision encoder of its own.
         image_flags: See `InternVLChatModel.embed_inputs`.
+        positions: Fractional positions of the prompt's tokens `(batch, prompt)`; None where they count by one.
     """
 
     def __init__(
@@ -138,8 +139,10 @@ class PromptFeatures:
         model: nn.Module,
         pixel_values: torch.Tensor | None = None,
         image_flags: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
     ) -> None:
         self.features, self.index, self.model = features, index, model
+        self.positions = positions
         self.pixel_values, self.image_flags = pixel_values, image_flags
         # What assistants made of the same images, by their id: they are asked many times in one generation.
         self.of_assistants: dict[int, torch.Tensor | None] = {}
@@ -167,6 +170,25 @@ class PromptFeatures:
         index = self.index[:, slots.clamp(max=prompt - 1)].masked_fill(slots >= prompt, -1)  # (prompts, seq)
         index = index.repeat_interleave(batch // len(index), dim=0)  # (batch, seq)
         return insert_features(inputs_embeds, index, self.features)
+
+    def positions_at(self, first_slot: int | torch.Tensor, batch: int, seq: int) -> torch.Tensor | None:
+        """Return the positions of the tokens that a step reads; behind the prompt they count by one.
+
+        Args:
+            first_slot: See `embed`.
+            batch: Rows of the step.
+            seq: Tokens of each row.
+
+        Returns:
+            Positions `(batch, seq)`; None where the language model counts by itself.
+        """
+        if self.positions is None:
+            return None
+        last = self.positions.shape[1] - 1
+        slots = first_slot + torch.arange(seq, device=self.positions.device)
+        positions = self.positions[:, slots.clamp(max=last)]  # (prompts, seq)
+        positions = torch.where(slots > last, positions.ceil() + (slots - last), positions)
+        return positions.repeat_interleave(batch // len(positions), dim=0)  # (batch, seq)
 
     def embed_found(self, inputs_embeds: torch.Tensor, is_image: torch.Tensor) -> torch.Tensor:
         """Put the features into embeddings whose slots are not the prompt's, such as those of prompt tuning.
@@ -349,3 +371,24 @@ def _checked_length(pixel_values: Any) -> int:
             "from the image processor. Pass None to ask without an image."
         )
     return len(pixel_values)
+
+
+def flagged(tiles: torch.Tensor, image_flags: torch.Tensor | None) -> torch.Tensor:
+    """Return the tiles, or their features, that are flagged.
+
+    Args:
+        tiles: Tiles or features, the first dimension counting tiles.
+        image_flags: 1 for each tile that is in the text; None for all.
+
+    Returns:
+        The flagged ones.
+
+    Raises:
+        ValueError: If there is not one flag for each tile.
+    """
+    if image_flags is None:
+        return tiles
+    image_flags = image_flags.flatten()  # (tiles,)
+    if len(image_flags) != len(tiles):
+        raise ValueError(f"There are {len(image_flags)} image_flags for {len(tiles)} tiles; give one each.")
+    return tiles[(image_flags == 1).to(tiles.device)]

@@ -578,7 +578,7 @@ def _own_names(changes: dict[str, Any]) -> dict[str, Any]:
     cuts = [changes.pop(name) for name in CUTTING_NAMES if name in changes]
     if not all(cuts):
         changes = {name: value for name, value in changes.items() if OTHER_NAMES.get(name, name) not in ONE_TILE}
-        return changes | ONE_TILE
+        changes |= ONE_TILE
     renamed: dict[str, Any] = {}
     for name, value in changes.items():
         own = OTHER_NAMES.get(name, name)

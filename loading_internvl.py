@@ -87,6 +87,21 @@ def _damage(file: Path) -> str:
         return str(error)
 
 
+def add_stop(generation_config: Any, stop_token_id: int | None) -> None:
+    """Let `generate` stop where answers end, as `chat` does.
+
+    Published generation configs say the language model's own end token, which in some of them ends texts, not turns.
+
+    Args:
+        generation_config: The model's, changed in place.
+        stop_token_id: Id of the token that ends an answer; None if it is not known.
+    """
+    found = generation_config.eos_token_id
+    stops = [] if found is None else list(found) if isinstance(found, (list, tuple)) else [found]
+    if stop_token_id is not None and stop_token_id not in stops:
+        generation_config.eos_token_id = [*stops, stop_token_id]
+
+
 def _weights(keys: Collection[str]) -> list[str]:
     return sorted(key for key in keys if not COMPUTED.search(key))
 

@@ -33,6 +33,7 @@ from .compat_internvl import (
     cache_of,
     check_argument_names,
     first_slot,
+    input_device,
     is_sharded,
     is_traced,
     takes_cache,
@@ -49,16 +50,18 @@ from .image_features_internvl import (
     count_tiles,
     feature_index,
     fingerprint_of,
+    flagged,
     insert_features,
 )
 from .inputs_internvl import check_features, check_tiles, fitting_mask, is_ids, token_ids
-from .loading_internvl import check_loaded, naming_broken_files
+from .loading_internvl import add_stop, check_loaded, naming_broken_files
 from .loss_internvl import InternVLBackbone, check_loss_arguments, next_token_loss, plain_head
 from .modeling_intern_vit import InternVisionModel, pixel_shuffle
 from .modeling_internlm2 import InternLM2ForCausalLM
 from .prompt_format_internvl import PromptFormat, prompt_format
-from .quantization_internvl import bitsandbytes_config, sparing_config
-from .rope_internvl import forget_longer_calls
+from .quantization_internvl import bitsandbytes_config, report_unquantized, sparing_config
+from .reward_internvl import RewardMixin
+from .rope_internvl import forget_longer_calls, mask_beside
 from .session_internvl import ChatSession  # noqa: F401 (as `History`)
 from .streaming_internvl import stream_answer  # noqa: F401 (as `History`)
 from .tiling_internvl import tokens_per_tile
@@ -169,6 +172,9 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
             )
         if strict:
             check_loaded(pretrained_model_name_or_path, info)
+        add_stop(model.generation_config, model.config.stop_token_id)
+        if getattr(model, "hf_quantizer", None) is not None:
+            report_unquantized(model)
         return (model, info) if wants_info else model
 
     @property
@@ -232,7 +238,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
     @property
     def device(self) -> torch.device:
         """Where inputs go. Under offload the embedding's hook has the device; weights may be on the meta device."""
-        return _input_device(self.get_input_embeddings())
+        return input_device(self.get_input_embeddings())
 
     def get_image_features(
         self,
@@ -289,7 +295,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
     ) -> BaseModelOutputWithPooling:
         """Run the vision encoder on tiles `(tiles, channels, height, width)`, up to the layer that is projected."""
         return self.vision_model(
-            pixel_values.to(_input_device(self.vision_model)),
+            pixel_values.to(input_device(self.vision_model)),
             select_layer=self.config.select_layer,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
@@ -374,7 +380,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
             raise ValueError("Give pixel_values or visual_features, not both: the features would be computed twice.")
         ready = self._ready_features(pixel_values, visual_features)
         if ready is not None:
-            rows = _flagged(ready, image_flags).flatten(0, -2)  # (features, hidden)
+            rows = flagged(ready, image_flags).flatten(0, -2)  # (features, hidden)
             return rows if len(rows) else None, None
         if image_flags is not None and pixel_values is None:
             raise ValueError(
@@ -384,12 +390,12 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
         if pixel_values is not None:
             if not is_traced():
                 check_tiles(pixel_values)
-            tiles = _flagged(pixel_values, image_flags)
+            tiles = flagged(pixel_values, image_flags)
             if len(tiles):
                 return self.get_image_features(tiles, vision_batch_size).flatten(0, 1), None  # (features, hidden)
         if dummy is None and is_sharded(self.vision_model):
             size, config = self.config.tile_size, self.config.vision_config
-            dummy = torch.zeros(1, config.num_channels, size, size, device=_input_device(self.vision_model))
+            dummy = torch.zeros(1, config.num_channels, size, size, device=input_device(self.vision_model))
         if dummy is None:
             return None, None
         return None, 0.0 * self.get_image_features(dummy, vision_batch_size).sum()
@@ -502,7 +508,8 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
                 `input_ids`: pixels are floating point.
             input_ids: See `embed_inputs`; or give `inputs_embeds`.
             attention_mask: 1 for tokens, 0 for padding, `(batch, kv_seq)`.
-            position_ids: Positions `(batch, seq)`; by default they count on from the cache.
+            position_ids: Positions `(batch, seq)`; by default they count on from the cache. They may be fractional,
+                see `rope_internvl.fractional_positions`.
             image_flags: See `embed_inputs`.
             past_key_values: Cache of earlier tokens; `cache` means the same.
             labels: Tokens to learn `(batch, seq)`, not shifted; -100 is ignored.
@@ -545,6 +552,10 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
         if isinstance(slot, int) and not is_traced():
             length = inputs_embeds.shape[1] + slot
             attention_mask = fitting_mask(attention_mask, len(inputs_embeds), length, takes_any=True)
+        if prompt_features is not None and prompt_features.positions is not None:
+            position_ids = prompt_features.positions_at(slot, *inputs_embeds.shape[:2])
+        if position_ids is not None and attention_mask is None:
+            attention_mask = mask_beside(position_ids, slot)
         # Not an argument by name: Transformers' trainer takes each argument called so for one that batches must have.
         shift_labels = kwargs.pop("shift_labels", None)
         has_labels = labels is not None or shift_labels is not None
@@ -609,6 +620,10 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
             return prompt_features.embed(self.get_input_embeddings()(input_ids), slot)
         if prompt_features is not None:
             # Prompt tuning embeds the prompt's ids itself, and puts embeddings of its own before them.
+            if prompt_features.positions is not None:
+                raise ValueError(
+                    "V2PE is asked for with prompt tuning, whose tokens have no positions in it; leave out one."
+                )
             return prompt_features.embed_found(*self._words(None, inputs_embeds, self.config.image_token_id))
         if input_ids is not None and inputs_embeds is not None and not has_images:
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
@@ -618,6 +633,10 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
         if input_ids is None and inputs_embeds is not None and not has_images:
             return inputs_embeds
         return self.embed_inputs(input_ids, inputs_embeds=inputs_embeds, **images)
+
+
+class InternVLRewardModel(RewardMixin, InternVLChatModel):
+    """VisualPRM: the same model, which scores the steps of answers; its config.json names this class for AutoModel."""
 
 
 def _build_language_model(config: PretrainedConfig) -> PreTrainedModel:
@@ -631,22 +650,3 @@ def _build_language_model(config: PretrainedConfig) -> PreTrainedModel:
     language_model = MODEL_FOR_CAUSAL_LM_MAPPING[known[0]](config)
     forget_longer_calls(language_model)
     return language_model
-
-
-def _flagged(tiles: torch.Tensor, image_flags: torch.Tensor | None) -> torch.Tensor:
-    """Return the tiles, or their features, that are flagged."""
-    if image_flags is None:
-        return tiles
-    image_flags = image_flags.flatten()  # (tiles,)
-    if len(image_flags) != len(tiles):
-        raise ValueError(f"There are {len(image_flags)} image_flags for {len(tiles)} tiles; give one each.")
-    return tiles[(image_flags == 1).to(tiles.device)]
-
-
-def _input_device(module: nn.Module) -> torch.device:
-    """Return where a module computes: under CPU or disk offload its hook's device, not that of its weights."""
-    for part in module.modules():
-        device = getattr(getattr(part, "_hf_hook", None), "execution_device", None)
-        if device is not None:
-            return torch.device(device)
-    return next(module.parameters()).device

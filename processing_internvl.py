@@ -66,6 +66,16 @@ HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "token", "revis
 # What the Auto classes read themselves, and a class that is loaded directly must not see.
 AUTO_KWARGS = ("trust_remote_code", "code_revision", "use_fast", "backend", "config", "_from_auto")
 
+# What a published config.json says about tiles; the image processor knows these names.
+TILE_KEYS = (
+    "dynamic_image_size",
+    "force_image_size",
+    "max_dynamic_patch",
+    "min_dynamic_patch",
+    "pad2square",
+    "use_thumbnail",
+)
+
 logger = logging.get_logger(__name__)
 
 
@@ -79,10 +89,31 @@ def _names_in(settings: dict[str, Any], auto_class: str) -> set[str]:
 def _load_image_processor(path: str, **kwargs: Any) -> BaseImageProcessor:
     """Load the package's image processor, or the other one whose code the folder names."""
     hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
-    settings, _ = InternVLImageProcessor.get_image_processor_dict(path, **hub_kwargs)
-    if _names_in(settings, "AutoImageProcessor") - {InternVLImageProcessor.__name__}:
+    try:
+        settings, _ = InternVLImageProcessor.get_image_processor_dict(path, **hub_kwargs)
+    except OSError:  # no such file
+        settings = {}
+    named = _names_in(settings, "AutoImageProcessor")
+    if named - {InternVLImageProcessor.__name__}:
         return AutoImageProcessor.from_pretrained(path, **kwargs)
-    return _load_own(InternVLImageProcessor, path, kwargs)
+    if named:
+        return _load_own(InternVLImageProcessor, path, kwargs)
+    config = _model_config(path, hub_kwargs)
+    return _published_image_processor(config, settings, {k: v for k, v in kwargs.items() if k not in HUB_KWARGS})
+
+
+def _published_image_processor(config: dict[str, Any], settings: dict[str, Any], kwargs: dict[str, Any]) -> Any:
+    """Make the image processor of a published folder, whose config.json says how tiles are cut.
+
+    What a preprocessor_config.json of another image processor says, such as the mean, takes precedence.
+    """
+    published = {name: config[name] for name in TILE_KEYS if config.get(name) is not None}
+    published.setdefault("force_image_size", config.get("vision_config", {}).get("image_size"))
+    is_of_images = {"image_processor_type", "feature_extractor_type"} & settings.keys()
+    settings = InternVLImageProcessor(**published).to_dict() | (settings if is_of_images else {})
+    InternVLImageProcessor.register_for_auto_class()  # so that its code is saved with it
+    kwargs = {name: value for name, value in kwargs.items() if name not in AUTO_KWARGS}
+    return InternVLImageProcessor.from_dict(settings, **kwargs)
 
 
 def _load_tokenizer(path: str, **kwargs: Any) -> PreTrainedTokenizerBase:
@@ -161,10 +192,11 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         settings, kwargs = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if settings.get("template", "unsaid") is None:  # saved with a template of the caller's own
             return settings | ({} if given is None else {"chat_template": given}), kwargs
-        try:
-            config, _ = PretrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
-        except OSError:  # a folder with the processor alone
-            config = {}
+        config = _model_config(pretrained_model_name_or_path, hub_kwargs)
+        if "patch_size" in config.get("vision_config", {}):
+            settings.setdefault("patch_size", config["vision_config"]["patch_size"])
+        if config.get("downsample_ratio"):
+            settings.setdefault("downsample_factor", round(1 / config["downsample_ratio"]))
         settings |= {name: config[name] for name in ("template", "system_message") if name in config}
         found = settings.pop("chat_template", None)
         if given is not None:
@@ -532,6 +564,14 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
             return_tensors=return_tensors,
         )
         return {name: padded[name] for name in ("input_ids", "attention_mask")}
+
+
+def _model_config(source: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Read the model's config.json; empty in a folder with the processor alone."""
+    try:
+        return PretrainedConfig.get_config_dict(source, **hub_kwargs)[0]
+    except OSError:
+        return {}
 
 
 def _checked_prompts(text: Any) -> list[str]:

@@ -47,6 +47,18 @@ GPT_OSS_SYSTEM_MESSAGE = (
     "# Valid channels: final. Channel must be included for every message."
 )
 
+THINKING_SYSTEM_MESSAGE = """\
+You are an AI assistant that rigorously follows this response protocol:
+
+1. First, conduct a detailed analysis of the question. Consider different angles, potential solutions, and reason \
+through the problem step-by-step. Enclose this entire thinking process within <think> and </think> tags.
+
+2. After the thinking section, provide a clear, concise, and direct answer to the user's question. Separate the \
+answer from the think section with a newline.
+
+Ensure that the thinking process is thorough but remains focused on the query. The final answer should be standalone \
+and not reference the thinking section."""
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -75,6 +87,8 @@ class PromptFormat:
         answer_space: What stands between the start of an answer's turn and an answer that is already there.
         frame: What stands before a frame of a video, with `{}` for its number from 1.
         answer_header: What the model itself writes before its answer, and decoding removes.
+        thinking_message: The system message by which InternVL3.5 thinks before it answers, between `<think>` and
+            `</think>`; empty in formats of generations that were not trained for it.
     """
 
     name: str
@@ -84,6 +98,7 @@ class PromptFormat:
     answer_space: str = ""
     frame: str = "Frame{}: "
     answer_header: str = ""
+    thinking_message: str = ""
 
     @property
     def sep(self) -> str:
@@ -231,7 +246,14 @@ PROMPT_FORMATS = {
         PromptFormat("internlm2-chat", _CHATML, INTERNVL_SYSTEM_MESSAGE, "<|im_end|>"),
         PromptFormat("Hermes-2", _CHATML, INTERNVL_SYSTEM_MESSAGE, "<|im_end|>"),
         PromptFormat("phi3-chat", _PHI3, INTERNVL_SYSTEM_MESSAGE, "<|end|>"),
-        PromptFormat("internvl2_5", _CHATML_LINES, INTERNVL2_5_SYSTEM_MESSAGE, "<|im_end|>", frame="Frame-{}: "),
+        PromptFormat(
+            "internvl2_5",
+            _CHATML_LINES,
+            INTERNVL2_5_SYSTEM_MESSAGE,
+            "<|im_end|>",
+            frame="Frame-{}: ",
+            thinking_message=THINKING_SYSTEM_MESSAGE,
+        ),
         PromptFormat(
             "internvl3_5_gpt_oss",
             _GPT_OSS,
@@ -239,6 +261,7 @@ PROMPT_FORMATS = {
             "<|return|>",
             frame="Frame-{}: ",
             answer_header="<|channel|>final<|message|>",
+            thinking_message=THINKING_SYSTEM_MESSAGE,
         ),
         PromptFormat("internvl_zh", _ZH, "", "</s>", answer_space=" "),
     )

@@ -1,9 +1,11 @@
 """8 and 4 bits: the short way to ask for them, and what stays in 16 bits unless the caller says otherwise."""
 
 import copy
+import re
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import logging
@@ -16,6 +18,8 @@ logger = logging.get_logger(__name__)
 UNQUANTIZED = ("vision_model", "mlp1", "language_model.output", "language_model.lm_head")
 # Under which names Transformers' quantization configs have such a list, None where the caller said nothing.
 UNQUANTIZED_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert")
+# Weights of the language model's layers that quantization is for: all but a router, which is small and decides.
+LAYER_WEIGHT = re.compile(r"\.layers\.\d+\.(?!.*\b(gate|router)\.weight$)")
 
 
 def bitsandbytes_config(
@@ -60,3 +64,33 @@ def sparing_config(quantization_config: Any) -> Any:
         if getattr(quantization_config, name, ()) is None:
             setattr(quantization_config, name, list(UNQUANTIZED))
     return quantization_config
+
+
+def report_unquantized(model: nn.Module) -> None:
+    """Report in the log which matrices of the language model's layers quantization has left as they were.
+
+    Experts that a release of Transformers fuses into one tensor for each layer are not reached by bitsandbytes, though
+    they are most of a model with experts.
+
+    Args:
+        model: A quantized model with `language_model`.
+    """
+    spared = getattr(getattr(model.config, "quantization_config", None), "llm_int8_skip_modules", None) or ()
+    left = {
+        name: parameter
+        for name, parameter in model.language_model.named_parameters()
+        if parameter.ndim > 1
+        and parameter.is_floating_point()
+        and type(parameter) is nn.Parameter
+        and LAYER_WEIGHT.search(name)
+        and not f"language_model.{name}".startswith(tuple(spared))
+    }
+    if left:
+        kinds = sorted({name.rpartition(".layers.")[2].partition(".")[2] for name in left})
+        gigabytes = sum(parameter.nbytes for parameter in left.values()) / 1e9
+        dtype = str(next(iter(left.values())).dtype).removeprefix("torch.")
+        logger.warning(
+            f"Quantization leaves {len(left)} weights of the language model's layers in {dtype}, {gigabytes:.2f} GB: "
+            f"{', '.join(kinds)}. This kind of quantization does not reach them in this release of Transformers: plan "
+            "memory for them."
+        )

@@ -33,6 +33,7 @@ from .conversation_internvl import History, Piece, PromptEncoder, ids_of
 from .generation_internvl import answering
 from .image_features_internvl import EncodedImages, ImageInput, count_tiles
 from .prompt_format_internvl import IMAGE_PLACEHOLDER
+from .rope_internvl import POSITION_OPTIONS
 from .streaming_internvl import AnswerStream, stream_answer
 
 
@@ -86,6 +87,7 @@ class ChatSession:
         self._encoder: PromptEncoder | None = None
         self._cache: GrowingCache | None = None
         self._cached: list[int | EncodedImages] = []  # what each token of the cache stands for
+        self._positions: dict[str, Any] = {}  # how the positions of its tokens were counted
         # The lock of all of the above. `history` and `images` are written under it alone, and only with whole answers.
         self._is_closed = False
         self._turns = _Turns()
@@ -408,8 +410,11 @@ class ChatSession:
         """Generate after a prompt, reading as little of it as possible; return what `Answerer.generate` returns."""
         tokens, limit = _tokens(pieces, images), stretching_limit(self.model.config.llm_config)
         is_stretched = limit is not None and len(tokens) > limit
-        if is_stretched:
-            self._discard_cache()  # every length has its own angles
+        options = read_options(generation_config)
+        positions = {name: options[name] for name in POSITION_OPTIONS if options.get(name) is not None}
+        if is_stretched or positions != self._positions:
+            self._discard_cache()  # every length has its own angles, and every way of counting its own positions
+        self._positions = positions
         keeps_cache = not is_stretched and _extends_a_cache(generation_config, self.model.generation_config)
         kept = self._keep_prefix(tokens) if keeps_cache else 0
         prompt = id_rows([ids_of(pieces)])  # (1, seq)

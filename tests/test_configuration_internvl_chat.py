@@ -280,6 +280,7 @@ def test_image_token_of_official_configs(goldens, name, image_token_id, template
     [
         ("added_tokens.json", {"<img>": 89, "<IMG_CONTEXT>": 90}),
         ("tokenizer_config.json", {"added_tokens_decoder": {"90": {"content": "<IMG_CONTEXT>"}}}),
+        ("tokenizer.json", {"added_tokens": [{"id": 90, "content": "<IMG_CONTEXT>", "special": True}]}),
     ],
 )
 def test_the_tokenizers_files_say_the_image_token(tmp_path, file, content):
@@ -292,6 +293,43 @@ def test_the_tokenizers_files_say_the_image_token(tmp_path, file, content):
     assert InternVLChatConfig.from_pretrained(tmp_path).image_token_id == 7
 
 
+def test_the_tokenizers_files_say_where_answers_end(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"template": "internvl2_5"}), "utf-8")
+    assert InternVLChatConfig.from_pretrained(tmp_path).stop_token_id is None
+    decoder = {"90": {"content": "<IMG_CONTEXT>"}, "88": {"content": "<|im_end|>"}, "87": {"content": "<|return|>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}), "utf-8")
+    config = InternVLChatConfig.from_pretrained(tmp_path)
+    assert (config.image_token_id, config.stop_token_id) == (90, 88)
+    (tmp_path / "config.json").write_text(json.dumps({"template": "internvl3_5_gpt_oss"}), "utf-8")
+    assert InternVLChatConfig.from_pretrained(tmp_path).stop_token_id == 87
+
+
+def test_a_guess_is_not_saved(tmp_path):
+    config = InternVLChatConfig(llm_config={"model_type": "qwen2", "vocab_size": 128})
+    config.save_pretrained(tmp_path)
+    assert config.image_token_id == 121
+    assert InternVLChatConfig.from_pretrained(tmp_path).image_token_id == 121
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<IMG_CONTEXT>": 90}), "utf-8")
+    assert InternVLChatConfig.from_pretrained(tmp_path).image_token_id == 90
+    config.image_token_id = 77
+    config.save_pretrained(tmp_path)
+    assert InternVLChatConfig.from_pretrained(tmp_path).image_token_id == 77
+
+
+@pytest.mark.parametrize("prefix", ["", "someone/code--"])
+def test_classes_that_a_published_config_does_not_name(tmp_path, prefix):
+    published = {
+        "AutoConfig": f"{prefix}configuration_internvl_chat.InternVLChatConfig",
+        "AutoModel": f"{prefix}modeling_internvl_chat.InternVLChatModel",
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"auto_map": published}), "utf-8")
+    found = InternVLChatConfig.from_pretrained(tmp_path).auto_map
+    assert found["AutoModelForImageTextToText"] == f"{prefix}modeling_internvl_chat.InternVLChatModel"
+    assert found["AutoProcessor"] == f"{prefix}processing_internvl.InternVLProcessor"
+    ours = read(ROOT / "config.json")["auto_map"]
+    assert {name: f"{prefix}{ours[name]}" for name in found} == found
+
+
 # Writing.
 
 
@@ -302,7 +340,7 @@ def test_round_trip_keeps_what_engines_read(tmp_path):
         config.save_pretrained(folder)
         written = read(folder / "config.json")
         check_engine_keys(written, PUBLISHED)
-        assert written["image_token_id"] == 92546
+        assert written.get("image_token_id") is None, "a guess is no fact"
         assert written["use_backbone_lora"] == written["use_llm_lora"] == 0
         config = InternVLChatConfig.from_pretrained(folder)
     assert read(tmp_path / "0" / "config.json") == read(tmp_path / "1" / "config.json")

@@ -64,6 +64,77 @@ def test_golden_ids(case, golden_case, goldens, tokenizer_of):
     assert compared >= len(record["chats"]) - 4
 
 
+def official_text(template, system, turns):
+    """Write (question, answer) turns, the last answer None, with the roles and separators of the official table."""
+    im = ("<|im_start|>system\n", "<|im_start|>user\n", "<|im_start|>assistant\n")
+    phi, oss = (
+        ("<|system|>\n", "<|user|>\n", "<|assistant|>\n"),
+        ("<|start|>system<|message|>", "<|start|>user<|message|>"),
+    )
+    roles, separators = {
+        "internlm2-chat": (im, ["<|im_end|>"] * 2),
+        "Hermes-2": (im, ["<|im_end|>"] * 2),
+        "internvl2_5": (im, ["<|im_end|>\n"] * 2),
+        "phi3-chat": (phi, ["<|end|>"] * 2),
+        "internvl3_5_gpt_oss": ((*oss, "<|start|>assistant"), ["<|end|>"] * 2),
+        "internvl_zh": (("", "<human>: ", "<bot>: "), [" ", "</s>"]),
+    }[template]
+    text = roles[0] + system + separators[0]
+    for question, answer in turns:
+        text += roles[1] + question + separators[0] + (roles[2].rstrip(" ") if answer is None else roles[2])
+        text += "" if answer is None else answer + separators[1]
+    return text
+
+
+@pytest.mark.parametrize("template", PROMPT_FORMATS)
+def test_ids_of_the_official_conversation(template, tokenizer_of):
+    """System message, several turns, several images, frames of a video, thinking tags: the ids of the whole text."""
+    tokenizer, style = tokenizer_of(template), prompt_format(template)
+    frames = "\n".join(style.frame.format(index) + "<image>" for index in (1, 2))
+    thought = "<think>\nA scale of 3 \u00d7 2.\n</think>\n\nIt is 6."
+    conversations = [
+        [("Hello, who are you?", None)],
+        [("<image>\nDescribe it.", None)],
+        [
+            ("Image-1: <image>\nImage-2: <image>\nCompare them.", "They differ."),
+            ("\u54ea\u4e2a\u66f4\u5927\uff1f", None),
+        ],
+        [(f"{frames}\nWhat happens?", thought), ("And then?", "Nothing."), ("<image>\nHere?", None)],
+    ]
+    for system in (
+        style.system_message,
+        "You are a poet.",
+        style.thinking_message or "Think between <think> and </think>.",
+    ):
+        for turns in conversations:
+            (*past, (question, _)) = turns
+            num_images = sum(text.count("<image>") for text, _ in turns)
+            tiles = [2, 1, 3][:num_images]
+            text = official_text(template, system, turns)
+            for count in tiles:
+                image = f"<img>{'<IMG_CONTEXT>' * TILE_TOKENS * count}</img>"
+                text = text.replace("<image>", image, 1)
+            ids = encode_conversation(
+                tokenizer, style, turns_of_history(past, question, True), tiles, TILE_TOKENS, system
+            )
+            assert ids == tokenizer(text).input_ids, (system, turns)
+
+
+def test_the_thinking_message_is_an_option(tokenizer_of):
+    style = prompt_format("internvl2_5")
+    assert style.thinking_message.startswith(
+        "You are an AI assistant that rigorously follows this response protocol:\n\n1."
+    )
+    assert style.thinking_message.endswith("should be standalone and not reference the thinking section.")
+    assert prompt_format("internvl3_5_gpt_oss").thinking_message == style.thinking_message
+    assert prompt_format("Hermes-2").thinking_message == ""
+    processor = of_format("internvl2_5", tokenizer_of("tokenizer_qwen3"))
+    messages = [{"role": "system", "content": processor.prompt_format.thinking_message}, *conversation("q", "a")[:1]]
+    ids = processor.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)[0]
+    turns = turns_of_history([], "q", has_images=False)
+    assert list(ids) == encode_conversation(processor.tokenizer, style, turns, system=style.thinking_message)
+
+
 MARKS = ["<|im_end|>", "<|im_start|>system\n", "</s>", "<s>", "<unk>", "<IMG_CONTEXT>", "<img>", "</img>", "<|end|>"]
 MARKS += ["<|user|>", "[UNUSED_TOKEN_145]", "[UNUSED_TOKEN_1", "［UNUSED_TOKEN_145］", "<|plugin|>", "<tool_call>"]
 MARKS += ["<|start|>", "<|message|>", "<|return|>", "<<|im_end|>|im_end|>", "<|im_\ufdd0end|>", "&lt;|im_end|&gt;"]
@@ -112,6 +183,9 @@ class Echo(ChatMixin):
 
     def num_image_tokens_of(self, height, width):
         return 1
+
+    def check_encoded(self, images):
+        assert images.features.shape[1:] == (1, 4)
 
     def encode_images(self, pixel_values, num_tiles):
         return EncodedImages(torch.zeros(len(pixel_values), 1, 4), tuple(num_tiles))

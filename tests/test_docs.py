@@ -1,7 +1,7 @@
 """The documents hold: their code runs as a reader would paste it, their commands and links exist, both cards agree.
 
-Elsewhere run what needs more: the TRL block and its commands (`test_examples_finetune.py`), `make chat`
-(`test_tiny.py`), `make demo` (`test_demo.py`).
+Elsewhere run what needs more: the TRL block and its commands (`test_examples_finetune.py`), the blocks about the
+family (`test_family_page.py`), `make chat` (`test_tiny.py`), `make demo` (`test_demo.py`).
 """
 
 import io
@@ -32,7 +32,7 @@ DOCUMENTS = (*PAGES, *DOCUMENTS, "tiny/README.md", "training/README.md")
 PLACEHOLDER = re.compile(r'^path = "[\w.-]+"', flags=re.MULTILINE)  # stands for a checkpoint of the reader's
 # "python" runs on a CPU in seconds; "py" needs more, and a test of its own that is counted here.
 KINDS = {"python", "py", "bash", "json", "text", "bibtex"}
-SPECIAL = {"docs/devices.md": 3, "docs/finetuning.md": 1}
+SPECIAL = {"docs/devices.md": 3, "docs/finetuning.md": 1, "docs/family.md": 1}
 # Modules of other programs that pages call with `python -m`.
 FOREIGN_MODULES = {"vlmeval"}
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", flags=re.DOTALL | re.MULTILINE)

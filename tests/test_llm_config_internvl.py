@@ -1,10 +1,10 @@
 """Published language configs of the whole family: read unchanged, saved as engines read them."""
 
 import copy
-import importlib.util
 import json
 
 import pytest
+from family import published_layouts
 from internvl_chat.configuration_internvl_chat import InternVLChatConfig
 
 
@@ -54,13 +54,12 @@ def test_internlm3_is_read_by_every_release(tmp_path):
     }
 
 
-def test_published_layouts(goldens, tmp_path):
+@pytest.mark.usefixtures("goldens")
+def test_published_layouts(tmp_path):
     """Every key of the language model survives a round trip, but for `su`, which has been renamed."""
-    spec = importlib.util.spec_from_file_location("layouts", goldens / "layouts.py")
-    layouts = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(layouts)
-    assert len(layouts.L) == 35
-    for name, (published, _) in layouts.L.items():
+    layouts = published_layouts()
+    assert len(layouts) == 35
+    for name, (published, _) in layouts.items():
         config = InternVLChatConfig(**copy.deepcopy(published))
         config.save_pretrained(tmp_path)
         assert InternVLChatConfig.from_pretrained(tmp_path).to_dict() == config.to_dict(), name

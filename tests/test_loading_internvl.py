@@ -4,10 +4,11 @@ import re
 
 import pytest
 import torch
-from internvl_chat.loading_internvl import check_loaded
+from internvl_chat.loading_internvl import add_stop, check_loaded
 from internvl_chat.modeling_internvl_chat import InternVLChatModel
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_model
+from tiny_models import prompt, tiles, tiny_model
+from transformers import GenerationConfig
 
 
 @pytest.fixture
@@ -92,3 +93,27 @@ def test_a_broken_shard_is_named(change):
         InternVLChatModel.from_pretrained(folder)
     with pytest.raises(OSError, match="gone"):
         InternVLChatModel.from_pretrained(folder / "gone")
+
+
+@pytest.mark.parametrize(
+    ("found", "stop", "expected"),
+    [(None, 5, [5]), (2, 5, [2, 5]), ([2, 5], 5, [2, 5]), ([2], None, [2]), (2, None, 2), (5, 5, 5)],
+)
+def test_generation_stops_where_answers_end(found, stop, expected):
+    config = GenerationConfig(eos_token_id=found)
+    add_stop(config, stop)
+    assert config.eos_token_id == expected
+
+
+def test_a_wrong_guess_of_the_image_token_is_an_error():
+    """A padded vocabulary whose tokenizer is not beside config.json."""
+    model = tiny_model("qwen2")
+    model.config.image_token_id = 95
+    with pytest.raises(
+        ValueError, match=r"has 0 image tokens \(id 95\), but the images have 4 .*config.image_token_id"
+    ):
+        model.generate(prompt(1), pixel_values=tiles(1), max_new_tokens=1)
+    with pytest.raises(
+        ValueError, match=r"has 0 image tokens \(id 95\), but the images have 4 .*config.image_token_id"
+    ):
+        model(input_ids=prompt(1), pixel_values=tiles(1))

@@ -51,6 +51,7 @@ LAYERS = {
     "token_map_internvl": 1,
     "grounding_internvl": 2,
     "session_internvl": 5,
+    "reward_internvl": 6,
     "collator_internvl": 2,
     "processing_internvl": 3,
     "modeling_internvl_chat": 7,

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from family import small_layouts, write_folder
 from internvl_chat.configuration_internvl_chat import InternVLChatConfig
 from internvl_chat.modeling_internvl_chat import InternVLChatModel
 from internvl_chat.quantization_internvl import UNQUANTIZED
@@ -43,11 +44,14 @@ def inputs(golden_case, folder):
 @pytest.fixture
 def asked(monkeypatch):
     """Catch the quantization config that Transformers gets, without loading anything."""
-    caught = []
+    caught, loaded = (
+        [],
+        SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=2), config=SimpleNamespace(stop_token_id=None)),
+    )
     monkeypatch.setattr(
         PreTrainedModel,
         "from_pretrained",
-        classmethod(lambda cls, *args, **kwargs: (caught.append(kwargs.get("quantization_config")), {})),
+        classmethod(lambda cls, *args, **kwargs: caught.append(kwargs.get("quantization_config")) or (loaded, {})),
     )
     # A config looks whether bitsandbytes is there.
     monkeypatch.setattr(BitsAndBytesConfig, "post_init", lambda self: None)
@@ -131,6 +135,41 @@ def test_what_is_quantized(goldens, options, kind, case):
             assert type(module).__name__ == ("Linear" if spared else kind), name
             assert not spared or module.weight.dtype == torch.bfloat16, name
     assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+SMALL = small_layouts()
+# Language model → quantized matrices of each of its two layers; experts are fused into two tensors, which stay.
+PER_LAYER = {
+    "InternVL-Chat-V1-1": 7,
+    "InternVL-Chat-V1-5": 5,
+    "Mini-InternVL-Chat-4B-V1-5 (su)": 4,
+    "InternVL3-1B": 7,
+    "InternVL3-9B": 7,
+    "InternVL3_5-1B": 7,
+    "InternVL3_5-30B-A3B": 4,
+    "InternVL3_5-GPT-OSS-20B-A4B": 4,
+}
+
+
+@pytest.mark.usefixtures("bitsandbytes", "goldens")
+@pytest.mark.parametrize("name", PER_LAYER)
+def test_what_is_quantized_in_each_language_model(name, tmp_path, caplog):
+    folder = write_folder(tmp_path, SMALL[name])
+    has_experts = "A3B" in name or "A4B" in name
+    for options, kind in ((NF4, "Linear4bit"), (INT8, "Linear8bitLt")):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            model = load(folder, options, dtype=torch.bfloat16)
+        names = [name for name, module in model.named_modules() if type(module).__name__ == kind]
+        fused = [name for name, one in model.named_parameters() if one.ndim == 3 and ".experts." in name]
+        experts = 0 if fused else 3 * 4 + 1  # releases before 5 have the matrices of each, and the router
+        assert len(names) == 2 * (PER_LAYER[name] + (experts if has_experts else 0))
+        assert all(name.startswith("language_model.model.layers.") for name in names)
+        assert all(one.dtype == torch.bfloat16 for one in model.vision_model.parameters())
+        reported = "Quantization leaves" in caplog.text
+        assert reported == bool(fused)
+        assert not fused or "in bfloat16, 0.00 GB: mlp.experts.down_proj, " in caplog.text
+        assert not fused or "mlp.experts.gate_up_proj" in caplog.text
 
 
 # The CPU kernels of bitsandbytes round inside the product, and 8 bits round activations too; random weights amplify
