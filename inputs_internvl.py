@@ -7,7 +7,9 @@ Shape legend: `tiles` in the batch, `tile_tokens` image tokens of one tile, `bat
 model's width.
 """
 
+from collections.abc import Iterable
 from numbers import Integral
+from reprlib import repr as shortened
 from typing import Any
 
 import torch
@@ -202,3 +204,43 @@ def check_length(max_length: Any, is_used: bool) -> None:
         raise ValueError(f"max_length is {max_length!r}, expected a whole number of at least 1.")
     if not is_used:
         raise ValueError(f"max_length is {max_length}: say truncation=True or padding='max_length' as well.")
+
+
+def checked_prompts(text: Any) -> list[str]:
+    """Return the prompts of a call.
+
+    Raises:
+        ValueError: If there is none, or one is no text.
+    """
+    prompts = list(text) if isinstance(text, Iterable) and not isinstance(text, str) else [text]
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(
+            f"text is {shortened(text)}, expected a prompt or a list of at least one; images come first, and messages "
+            "go to apply_chat_template."
+        )
+    return prompts
+
+
+def rows_of_ids(token_ids: Any) -> list[list[int]]:
+    """Return token ids `(batch, seq)` or `(seq,)` as a list for each row.
+
+    Raises:
+        ValueError: If they are something else.
+    """
+    if isinstance(token_ids, torch.Tensor):
+        check_dense(token_ids, "The token ids", "(batch, seq) or (seq,)")
+
+    def plain(values: Any) -> Any:
+        values = values.tolist() if hasattr(values, "tolist") else values
+        return [plain(value) for value in values] if isinstance(values, (list, tuple)) else values
+
+    rows = plain(token_ids)
+    if isinstance(rows, list) and not any(isinstance(row, list) for row in rows):
+        rows = [rows]
+    if not isinstance(rows, list) or not all(
+        isinstance(row, list) and all(is_whole(token_id) and token_id >= 0 for token_id in row) for row in rows
+    ):
+        raise ValueError(
+            f"The token ids are {shortened(token_ids)}, expected (batch, seq) or (seq,), as generate returns them."
+        )
+    return rows

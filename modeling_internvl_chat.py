@@ -244,7 +244,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
         self,
         pixel_values: torch.Tensor,
         vision_batch_size: int | None = None,
-        return_dict: bool = False,
+        return_dict: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> torch.Tensor | BaseModelOutputWithPooling:
@@ -255,7 +255,7 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
             vision_batch_size: Tiles that the vision encoder takes at once; None means `config.vision_batch_size`, and
                 all of them in training. Memory grows with it; the result is the same.
             return_dict: Whether to return an output object, as Transformers' own models do; all tiles are then encoded
-                at once.
+                at once. None means so if states or attention weights are asked for.
             output_hidden_states: Whether the output holds every state of the vision encoder.
             output_attentions: Whether the output holds its attention weights (eager backend).
 
@@ -272,14 +272,12 @@ class InternVLChatModel(ChatMixin, PreTrainedModel, ImageGenerationMixin, Growin
             vision_batch_size = self.config.vision_batch_size
         if vision_batch_size is not None and (vision_batch_size is True or vision_batch_size < 1):
             raise ValueError(f"vision_batch_size is {vision_batch_size}; expected at least 1 tile, or None.")
-        if return_dict:
+        if return_dict or (return_dict is None and (output_hidden_states or output_attentions)):
             output = self._vision_output(pixel_values, output_hidden_states, output_attentions)
             output.pooler_output = self._project(output.last_hidden_state, *pixel_values.shape[-2:])
             return output
         if output_hidden_states or output_attentions:
-            raise ValueError(
-                "output_hidden_states and output_attentions need return_dict=True; features hold neither."
-            )
+            raise ValueError("return_dict=False, but states or attentions are asked for; features hold neither.")
         is_whole = vision_batch_size is None or is_traced() or is_sharded(self.vision_model)
         features = [
             self._project(self._vision_output(tiles).last_hidden_state, *tiles.shape[-2:])

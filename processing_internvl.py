@@ -5,8 +5,7 @@ image tokens of that image's tiles, each `<video>` first one `<image>` for each 
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from reprlib import repr as shortened
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,12 +26,12 @@ from .grounding_internvl import GroundingMixin
 from .image_loading_internvl import check_images, flatten_images
 from .image_processing_internvl import InternVLImageProcessor
 from .inputs_internvl import (
-    check_dense,
     check_length,
     check_padding,
     check_return_tensors,
-    is_whole,
+    checked_prompts,
     refuse_audio,
+    rows_of_ids,
 )
 from .media_internvl import MediaReader
 from .prompt_format_internvl import (
@@ -180,6 +179,12 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         self.system_message = system_message
         super().__init__(image_processor, tokenizer, chat_template=written if chat_template is None else chat_template)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a chat template that is assigned later is the caller's own, as one that is given."""
+        if name == "chat_template" and self.__dict__.get(name, value) != value:
+            self.template = None
+        super().__setattr__(name, value)
+
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> tuple[dict[str, Any], dict]:
         """Read the processor's settings; the prompt format is the one that `config.json` of the folder names.
@@ -305,7 +310,7 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
             if images is None:
                 raise ValueError("Neither text nor images are given; give at least one of them.")
             return self.image_processor(images, return_tensors=return_tensors or "pt", **image_kwargs)
-        prompts, groups, reader = _checked_prompts(text), [[]], None
+        prompts, groups, reader = checked_prompts(text), [[]], None
         if images is None and videos is None:
             self.image_processor.tile_limits(0, **image_kwargs)  # a wrong setting is wrong without images as well
         else:
@@ -428,7 +433,7 @@ class InternVLProcessor(GroundingMixin, TokenMapMixin, ProcessorMixin):
         Raises:
             ValueError: If they are no token ids.
         """
-        rows = _rows_of_ids(generated_outputs)
+        rows = rows_of_ids(generated_outputs)
         if skip_special_tokens:
             header = prompt_format(self.template).answer_header if self.template else ""
             return [decode_answer(self.tokenizer, row, header=header) for row in rows]
@@ -572,46 +577,6 @@ def _model_config(source: str, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
         return PretrainedConfig.get_config_dict(source, **hub_kwargs)[0]
     except OSError:
         return {}
-
-
-def _checked_prompts(text: Any) -> list[str]:
-    """Return the prompts of a call.
-
-    Raises:
-        ValueError: If there is none, or one is no text.
-    """
-    prompts = list(text) if isinstance(text, Iterable) and not isinstance(text, str) else [text]
-    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(
-            f"text is {shortened(text)}, expected a prompt or a list of at least one; images come first, and messages "
-            "go to apply_chat_template."
-        )
-    return prompts
-
-
-def _rows_of_ids(token_ids: Any) -> list[list[int]]:
-    """Return token ids `(batch, seq)` or `(seq,)` as a list for each row.
-
-    Raises:
-        ValueError: If they are something else.
-    """
-    if isinstance(token_ids, torch.Tensor):
-        check_dense(token_ids, "The token ids", "(batch, seq) or (seq,)")
-
-    def plain(values: Any) -> Any:
-        values = values.tolist() if hasattr(values, "tolist") else values
-        return [plain(value) for value in values] if isinstance(values, (list, tuple)) else values
-
-    rows = plain(token_ids)
-    if isinstance(rows, list) and not any(isinstance(row, list) for row in rows):
-        rows = [rows]
-    if not isinstance(rows, list) or not all(
-        isinstance(row, list) and all(is_whole(token_id) and token_id >= 0 for token_id in row) for row in rows
-    ):
-        raise ValueError(
-            f"The token ids are {shortened(token_ids)}, expected (batch, seq) or (seq,), as generate returns them."
-        )
-    return rows
 
 
 def _line_up(prompt: str, images: Sequence[Any], clips: Sequence[list[Any]], label: str) -> tuple[str, list[Any]]:

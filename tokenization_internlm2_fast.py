@@ -191,6 +191,7 @@ class InternLM2TokenizerFast(InternLM2TokenizerMixin, PreTrainedTokenizerFast):
         around = self._tokenizer.encode("").ids
         self._add_bos_token = self.bos_token_id in around if add_bos_token is None else add_bos_token
         self._add_eos_token = self.eos_token_id in around if add_eos_token is None else add_eos_token
+        self.init_kwargs |= {"add_bos_token": self._add_bos_token, "add_eos_token": self._add_eos_token}
         self.update_post_processor()
 
     @classmethod

@@ -360,6 +360,16 @@ def test_parts_are_those_that_the_folder_names(hub_folder, tmp_path):
         assert type(slow).__module__ == f"{package}.tokenization_internlm2"
 
 
+def test_a_template_that_is_assigned_is_saved(hub_folder, tmp_path):
+    processor = AutoProcessor.from_pretrained(hub_folder, trust_remote_code=True)
+    processor.chat_template = "{{ messages[0]['content'] }}"
+    processor.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    assert again.chat_template == processor.chat_template
+    with pytest.raises(ValueError, match="has a chat template of its own"):
+        _ = again.prompt_format
+
+
 def test_save_and_load(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     again = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
