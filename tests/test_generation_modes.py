@@ -246,7 +246,7 @@ def test_guesses_behind_a_cache(model, processor, mode):
     )
     with torch.no_grad():
         cache = model(input_ids=inputs["input_ids"][:, :5], use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="is given with a cache that holds 5 tokens, but guesses are checked from"):
+    with pytest.raises(ValueError, match="is given with a cache that holds 5 tokens, but guesses are verified from"):
         model.generate(**inputs, past_key_values=cache, **options_of(mode, model)[0])
 
 

@@ -61,6 +61,7 @@ def folder(tmp_path):
     path.mkdir()
     for name in (
         "image_loading_internvl.py",
+        "inputs_internvl.py",
         "image_processing_internvl.py",
         "media_internvl.py",
         "preprocessor_config.json",
