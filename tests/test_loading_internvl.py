@@ -91,7 +91,7 @@ def test_a_broken_shard_is_named(change):
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"model.safetensors is damaged \(.*\); expected whole weights: fetch or"):
         InternVLChatModel.from_pretrained(folder)
-    with pytest.raises(OSError, match="gone"):
+    with pytest.raises((OSError, ValueError), match="gone"):  # some releases take it for a bad name of a repository
         InternVLChatModel.from_pretrained(folder / "gone")
 
 

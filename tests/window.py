@@ -24,6 +24,7 @@ PINNED_ONLY = (
     "test_training_*",
     "test_benchmarks*",
     "test_memory_table*",
+    "test_family_page*",
     "test_window*",
     "test_pythons*",
     "test_peers*",

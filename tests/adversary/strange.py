@@ -186,7 +186,7 @@ def check(call):
         *_, last = traceback.extract_tb(error.__traceback__)
         line = linecache.getline(last.filename, last.lineno).strip()
         is_ours = Path(last.filename).parent == ROOT and line.startswith("raise")
-        is_ours &= isinstance(error, (ValueError, TypeError, OSError)) and len(str(error)) > 20
+        is_ours &= isinstance(error, (ValueError, TypeError, OSError, ImportError)) and len(str(error)) > 20
         is_pythons = isinstance(error, TypeError) and "argument" in str(error)
         if not is_ours and not is_pythons:
             raise AssertionError(f"{type(error).__name__} at {last.filename}:{last.lineno}: {error}") from error
