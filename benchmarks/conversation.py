@@ -10,6 +10,7 @@ what Transformers' `generate` takes, which does nothing here. The second turn is
 import argparse
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -59,8 +60,8 @@ def streaming(options: argparse.Namespace, model: Any, tokenizer: Any) -> list[d
 def second_turn(options: argparse.Namespace, model: Any, tokenizer: Any) -> list[dict]:
     """Time second questions about one image, without what `generate` takes."""
     tile = torch.zeros(1, 3, model.config.tile_size, model.config.tile_size)
-    encoded = type(model.encode_images(tile))
-    image = encoded(torch.randn(NUM_TILES, TILE_TOKENS, model.config.llm_config.hidden_size), (NUM_TILES,))
+    features = torch.randn(NUM_TILES, TILE_TOKENS, model.config.llm_config.hidden_size)
+    image = replace(model.encode_images(tile), features=features, num_tiles=(NUM_TILES,))
     config, inside = model.config.llm_config, [0.0]
     head_dim = config.hidden_size // config.num_attention_heads
 
