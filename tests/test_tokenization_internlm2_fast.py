@@ -285,7 +285,7 @@ def test_another_process(small_checkpoint):
     tokenizer.add_tokens(["<seg>"])
     tokenizer.add_bos_token, tokenizer.add_eos_token = False, True
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        ids = pool.submit(tokenizer.encode, "the<seg>").result(timeout=120)
+        ids = pool.submit(tokenizer.encode, "the<seg>").result(timeout=600)
     assert ids == tokenizer.encode("the<seg>")
     assert ids[1:] == [len(tokenizer) - 1, 2]
 
