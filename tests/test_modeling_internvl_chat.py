@@ -757,3 +757,12 @@ def test_weighted_loss_is_a_weighted_mean(model):
     )
     weighted = model(input_ids=labels, labels=labels, loss_weight=torch.tensor([[9.0, 1.0, 0.0, 3.0]])).loss
     assert_close(weighted, (losses[0] + 3 * losses[2]) / 4)
+
+
+def test_asking_for_states_asks_for_an_output():
+    model = tiny_model().eval()
+    output = model.get_image_features(tiles(1), output_hidden_states=True)
+    assert torch.equal(output.pooler_output, model.get_image_features(tiles(1)))
+    assert len(output.hidden_states) == model.config.vision_config.num_hidden_layers + 1
+    with pytest.raises(ValueError, match="return_dict=False, but states or attentions are asked for"):
+        model.get_image_features(tiles(1), return_dict=False, output_hidden_states=True)

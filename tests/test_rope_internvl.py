@@ -4,7 +4,7 @@ import pytest
 import torch
 from internvl_chat.image_features_internvl import PromptFeatures
 from internvl_chat.modeling_internvl_chat import InternVLChatModel
-from internvl_chat.rope_internvl import check_takes_fractions, fractional_positions
+from internvl_chat.rope_internvl import check_takes_fractions, fractional_positions, mask_beside
 from internvl_chat.tokenization_internlm2 import InternLM2Tokenizer
 from tiny_models import GREEDY, IMAGE_TOKEN, check_logits, prompt, tiles, tiny_model
 
@@ -222,3 +222,8 @@ def test_language_models_without_fractions_are_refused(rotary):
         model.language_model.model.rotary_emb = rotary
     with pytest.raises(ValueError, match="V2PE is asked for, but Qwen2ForCausalLM takes no fractional positions"):
         model.generate(prompt(1), pixel_values=tiles(1), **GREEDY_OPTIONS, **V2PE)
+
+
+def test_a_mask_stands_beside_fractional_positions_alone():
+    assert mask_beside(torch.tensor([[0, 1]]), 3) is None
+    assert mask_beside(torch.tensor([[0.0, 0.5]]), 3).tolist() == [[1] * 5]
